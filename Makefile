@@ -1,0 +1,80 @@
+# Every target makes the environment it needs: `make demo` and `make test` work in a fresh clone.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# More packages to test against, for example PEERS=torch==2.13.0
+PEERS  ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.SECONDARY:
+
+# --- environment -----------------------------------------------------------------------------
+# One stamp per extra of pyproject.toml: a target installs the extra that it needs, once.
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%.stamp: pyproject.toml | $(BIN)/python
+	@echo "installing bnnumba[$*] into $(VENV)"
+	@$(PIP) install --editable '.[$*]'
+	@touch $@
+
+# --- what a newcomer runs --------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.demo.stamp ## train a small ConvNet on handwritten digits (DEMO_ARGS=--quick)
+	$(BIN)/python docs/examples/digits.py $(DEMO_ARGS)
+
+.PHONY: test
+test: $(VENV)/.test.stamp ## run all tests but the largest (TEST_ARGS="-k moments")
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+.PHONY: test-large
+test-large: $(VENV)/.test.stamp ## run the tests that need tens of gigabytes
+	$(BIN)/python -m pytest -m large $(TEST_ARGS)
+
+# --- what a developer runs -------------------------------------------------------------------
+
+.PHONY: peers
+peers: $(BIN)/python ## install packages to compare with (PEERS="torch==2.13.0")
+	$(if $(PEERS),$(PIP) install $(PEERS))
+
+.PHONY: lint
+lint: $(VENV)/.lint.stamp ## check style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(VENV)/.bench.stamp ## time bnnumba and its peers, write docs/benchmarks/
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+.PHONY: bench-smoke
+bench-smoke: $(VENV)/.bench.stamp ## run every benchmark once, without timing
+	$(BIN)/python -m pytest benchmarks --benchmark-disable $(BENCH_ARGS)
+
+.PHONY: docs
+docs: $(VENV)/.docs.stamp ## build the documentation and run its examples
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q -b doctest docs docs/_build/doctest
+
+.PHONY: wheel
+wheel: $(BIN)/python ## build a wheel into dist/
+	rm -rf build dist
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean: ## remove everything that the other targets made
+	rm -rf $(VENV) build dist docs/_build docs/api/generated demo.png *.egg-info
+	rm -rf .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
