@@ -1,0 +1,435 @@
+"""batch_norm_*: every result against the oracle, over dtypes, axes, shapes and arguments."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import bnnumba as bn
+from bnnumba import reference
+from support import BFLOAT16, assert_close, normal, parameters, relative_error, same_bits
+
+
+def check_training(x, weight=None, bias=None, *, axis=1, eps=1e-5, seed=2, limit=None):
+    """Forward and backward in training mode, every number that comes out."""
+    y, saved = bn.batch_norm_training(x, weight, bias, axis=axis, eps=eps)
+    expected = reference.batch_norm_training(x, weight, bias, axis=axis, eps=eps)
+    assert y.dtype == x.dtype
+    assert_close(y, expected.y, limit=limit)
+    statistics = np.float64 if x.dtype == np.float64 else np.float32
+    assert saved.mean.dtype == saved.invstd.dtype == statistics
+    assert saved.count == saved.moments.count == expected.moments.count
+    assert relative_error(saved.moments.var(), expected.moments.m2 / saved.count) < 1e-12
+    assert_close(saved.moments.mean, expected.moments.mean)
+    assert_close(saved.mean, expected.moments.mean)
+    assert relative_error(saved.invstd, expected.invstd) < (1e-12 if statistics == np.float64 else 1.2e-7)
+
+    dy = normal(x.shape, x.dtype, seed=seed)
+    gradients = bn.batch_norm_backward(dy, saved)
+    wanted = reference.batch_norm_backward(
+        dy, x, expected.moments.mean, expected.invstd, weight, axis=axis
+    )
+    assert gradients.x.dtype == x.dtype
+    assert_close(gradients.x, wanted.x, limit=limit)
+    parameter = statistics if weight is None else weight.dtype
+    assert gradients.weight.dtype == parameter
+    # Sums of float32 products are good to float32, whatever dtype they are handed out in.
+    for got, want in [(gradients.weight, wanted.weight), (gradients.bias, wanted.bias)]:
+        assert_close(got, want, dtype=x.dtype if x.dtype == np.float64 and parameter == np.float64 else np.float32)
+    return y, saved, gradients
+
+
+@pytest.mark.parametrize("axis", [1, -1], ids=["ncs", "rc"])
+@pytest.mark.parametrize("given", ["weight,bias", "weight", "bias", "neither"])
+def test_training_and_its_gradients_for_every_dtype_and_parameter(dtype, param_dtype, given, axis):
+    x = normal((4, 6, 7, 19) if axis == 1 else (4, 7, 19, 6), dtype, loc=0.5)
+    weight, bias = parameters(6, param_dtype)
+    weight = weight if "weight" in given else None
+    bias = bias if "bias" in given else None
+    check_training(x, weight, bias, axis=axis)
+
+
+@pytest.mark.parametrize("axis", [1, -1], ids=["ncs", "rc"])
+@pytest.mark.parametrize("given", ["weight,bias", "weight", "bias", "neither"])
+def test_inference_for_every_dtype_and_parameter(dtype, param_dtype, given, axis):
+    x = normal((4, 6, 7, 19) if axis == 1 else (4, 7, 19, 6), dtype, loc=0.5)
+    weight, bias = parameters(6, param_dtype)
+    weight = weight if "weight" in given else None
+    bias = bias if "bias" in given else None
+    mean = np.linspace(-1, 1, 6).astype(param_dtype)
+    var = np.linspace(0.1, 3, 6).astype(param_dtype)
+    y = bn.batch_norm_inference(x, mean, var, weight, bias, eps=1e-3, axis=axis)
+    assert y.dtype == x.dtype
+    assert_close(y, reference.batch_norm_inference(x, mean, var, weight, bias, eps=1e-3, axis=axis))
+
+
+RANKS = [(rank, axis) for rank in range(2, 7) for axis in range(-rank, rank)]
+
+
+@pytest.mark.parametrize(("rank", "axis"), RANKS)
+def test_the_channel_may_be_any_axis_of_any_rank(rank, axis):
+    x = normal((5, 3, 4, 2, 6, 2)[:rank] if rank > 2 else (17, 5))
+    weight, bias = parameters(x.shape[axis])
+    check_training(x, weight, bias, axis=axis)
+    mean, var = normal(x.shape[axis], seed=4), np.abs(normal(x.shape[axis], seed=5))
+    y = bn.batch_norm_inference(x, mean, var, weight, bias, axis=axis)
+    assert_close(y, reference.batch_norm_inference(x, mean, var, weight, bias, axis=axis))
+
+
+# Channel counts and row lengths around every vector width and block size.
+@pytest.mark.parametrize("extent", range(1, 71))
+def test_every_row_length_and_channel_count_up_to_70(extent):
+    for shape in [(3, 5, extent), (2, extent, 37), (37, extent)]:
+        weight, bias = parameters(shape[1])
+        check_training(normal(shape, seed=extent), weight, bias)
+    check_training(normal((7, 3, extent), np.float64, seed=extent))
+    check_training(normal((37, extent), np.float64, seed=extent))
+    check_training(normal((3, 5, extent), np.float16, seed=extent))
+    check_training(normal((37, extent), BFLOAT16, seed=extent))
+
+
+# Shapes chosen for the ways in which work is cut: a channel over threads, threads over channels,
+# samples outside, rows shorter than a vector, one row, and tensors well above the caches.
+SHAPES = [
+    (64, 1, 200, 200),
+    (1, 1, 1_000_003),
+    (96, 2, 111, 113),
+    (40, 3, 211, 100),
+    (3, 3, 300_007),
+    (200_003, 1),
+    (200_003, 2),
+    (100_003, 3),
+    (65_536, 256),
+    (128, 1024),
+    (2, 3001, 5),
+    (33, 2048, 7, 7),
+    (8, 32, 16, 16),
+    (4, 8, 4, 4),
+    (5000, 70, 3),
+    (20_000, 17, 1),
+    (1, 40_000),
+    (2, 50_001),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_shape_of_work(shape):
+    weight, bias = parameters(shape[1])
+    check_training(normal(shape, loc=1), weight, bias)
+
+
+@pytest.mark.parametrize("shape", [(16, 64, 40, 41), (70_001, 65)], ids=["ncs", "rc"])
+def test_large_tensors_of_every_dtype(shape, dtype):
+    check_training(normal(shape, dtype), *parameters(shape[1]))
+
+
+@pytest.mark.parametrize("axis", [1, -1], ids=["ncs", "rc"])
+@pytest.mark.parametrize("loc", [1e4, 1e6])
+def test_an_offset_costs_no_digits(loc, axis):
+    shape = (6, 5, 31, 29) if axis == 1 else (6, 31, 29, 5)
+    check_training(normal(shape, loc=loc), *parameters(5), axis=axis)
+
+
+@pytest.mark.parametrize("axis", [1, -1], ids=["ncs", "rc"])
+def test_inference_with_a_large_mean_costs_no_digits(axis):
+    shape = (6, 5, 31, 29) if axis == 1 else (6, 31, 29, 5)
+    x = normal(shape, loc=1e6)
+    mean, var = np.full(5, 1e6 + 0.123), np.linspace(0.5, 2, 5)
+    y = bn.batch_norm_inference(x, mean, var, *parameters(5), axis=axis)
+    assert_close(y, reference.batch_norm_inference(x, mean, var, *parameters(5), axis=axis))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+def test_data_near_the_ends_of_float32(scale):
+    x = normal((4, 3, 50), scale=scale)
+    y, saved = bn.batch_norm_training(x, eps=0.0)
+    expected = reference.batch_norm_training(x, eps=0.0)
+    assert relative_error(saved.moments.m2, expected.moments.m2) < 1e-12
+    assert_close(y, expected.y)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-3, 10.0])
+def test_eps_is_inside_the_square_root(eps):
+    check_training(normal((4, 3, 25), scale=0.01), *parameters(3), eps=eps)
+
+
+@pytest.mark.parametrize("axis", [1, -1], ids=["ncs", "rc"])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e4, -1e7])
+@pytest.mark.parametrize("eps", [1e-5, 0.0])
+def test_a_constant_channel_gives_exactly_its_bias(dtype, axis, value, eps):
+    value = 100.0 if dtype == np.float16 and abs(value) > 1e4 else value
+    shape = (37, 3, 41) if axis == 1 else (37, 41, 3)
+    x = normal(shape, dtype)
+    np.moveaxis(x, axis, 0)[1] = value
+    weight, bias = parameters(3)
+    y, saved = bn.batch_norm_training(x, weight, bias, axis=axis, eps=eps)
+    assert saved.moments.m2[1] == 0
+    assert (np.moveaxis(y, axis, 0)[1] == bias[1].astype(dtype)).all()
+    if eps == 0:
+        assert saved.invstd[1] == 0
+    gradients = bn.batch_norm_backward(normal(shape, dtype, seed=1), saved)
+    assert np.isfinite(gradients.x.astype(np.float64)).all()
+    assert gradients.weight[1] == 0
+
+
+@pytest.mark.parametrize("axis", [1, -1], ids=["ncs", "rc"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("channels", [3, 40])
+def test_nan_and_infinity_stay_in_their_channel(dtype, axis, poison, channels):
+    shape = (9, channels, 35) if axis == 1 else (9, 35, channels)
+    x, weight_bias = normal(shape, dtype), parameters(channels)
+    bad = channels - 2
+    others = np.arange(channels) != bad
+    np.moveaxis(x, axis, 0)[bad, 4, 17] = poison
+    running_mean, running_var = np.zeros(channels), np.ones(channels)
+    y, saved = bn.batch_norm_training(
+        x, *weight_bias, axis=axis, running_mean=running_mean, running_var=running_var
+    )
+    expected = reference.batch_norm_training(x, *weight_bias, axis=axis)
+    channel_first = np.moveaxis(y, axis, 0)
+    assert np.isnan(channel_first[bad].astype(np.float64)).all()
+    assert_close(channel_first[others], np.moveaxis(expected.y, axis, 0)[others])
+    assert np.isnan(running_var[bad])
+    assert np.isfinite(running_var[others]).all()
+    assert np.isfinite(running_mean[others]).all()
+
+    dy = normal(shape, dtype, seed=1)
+    gradients = bn.batch_norm_backward(dy, saved)
+    dx = np.moveaxis(gradients.x, axis, 0).astype(np.float64)
+    assert np.isnan(dx[bad]).all()
+    assert np.isfinite(dx[others]).all()
+    assert np.isnan(gradients.weight[bad])
+    assert np.isfinite(gradients.weight[others]).all()
+    assert np.isfinite(gradients.bias).all()
+
+    # A gradient that is not finite spoils its own channel too, and no other.
+    clean = bn.batch_norm_training(normal(shape, dtype), *weight_bias, axis=axis)[1]
+    np.moveaxis(dy, axis, 0)[bad, 4, 17] = poison
+    gradients = bn.batch_norm_backward(dy, clean)
+    dx = np.moveaxis(gradients.x, axis, 0).astype(np.float64)
+    assert not np.isfinite(dx[bad]).any()
+    assert np.isfinite(dx[others]).all()
+    assert np.isfinite(gradients.bias[others]).all()
+    assert not np.isfinite(gradients.bias[bad])
+
+
+@pytest.mark.parametrize("axis", [1, -1], ids=["ncs", "rc"])
+def test_inference_passes_nan_and_infinity_on_element_by_element(dtype, axis):
+    x = normal((3, 20, 3), dtype)
+    x[1, 4, 2], x[2, 5, 0], x[0, 6, 1] = np.nan, np.inf, -np.inf
+    channels = x.shape[axis]
+    mean, var = np.zeros(channels), np.ones(channels)
+    y = bn.batch_norm_inference(x, mean, var, axis=axis)
+    assert_close(y, reference.batch_norm_inference(x, mean, var, axis=axis))
+
+
+@pytest.mark.parametrize("axis", [1, -1], ids=["ncs", "rc"])
+def test_out_receives_the_result_and_is_returned(dtype, axis):
+    shape = (4, 6, 51) if axis == 1 else (4, 51, 6)
+    x, dy = normal(shape, dtype), normal(shape, dtype, seed=1)
+    weight, bias = parameters(6)
+    y, saved = bn.batch_norm_training(x, weight, bias, axis=axis)
+    gradients = bn.batch_norm_backward(dy, saved)
+    out = np.empty_like(x)
+    got, saved_out = bn.batch_norm_training(x, weight, bias, axis=axis, out=out)
+    assert got is out
+    assert same_bits(out, y)
+    out = np.empty_like(x)
+    got = bn.batch_norm_backward(dy, saved_out, out=out)
+    assert got.x is out
+    for a, b in zip(got, gradients, strict=True):
+        assert same_bits(a, b)
+    mean, var = np.zeros(6, np.float32), np.ones(6, np.float32)
+    out = np.empty_like(x)
+    assert bn.batch_norm_inference(x, mean, var, axis=axis, out=out) is out
+    assert same_bits(out, bn.batch_norm_inference(x, mean, var, axis=axis))
+
+
+@pytest.mark.parametrize("axis", [1, -1], ids=["ncs", "rc"])
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_out_may_be_the_input_itself(axis, size):
+    channels, spatial = (6, 51) if size == "small" else (64, 3001)
+    shape = (11, channels, spatial) if axis == 1 else (11, spatial, channels)
+    x = normal(shape)
+    weight, bias = parameters(channels)
+    expected = bn.batch_norm_training(x, weight, bias, axis=axis)[0]
+    work = x.copy()
+    bn.batch_norm_training(work, weight, bias, axis=axis, out=work)
+    assert same_bits(work, expected)
+    mean, var = normal(channels, seed=3), np.abs(normal(channels, seed=4))
+    work = x.copy()
+    bn.batch_norm_inference(work, mean, var, weight, bias, axis=axis, out=work)
+    assert same_bits(work, bn.batch_norm_inference(x, mean, var, weight, bias, axis=axis))
+    saved = bn.batch_norm_training(x, weight, bias, axis=axis)[1]
+    dy = normal(shape, seed=1)
+    expected = bn.batch_norm_backward(dy, saved)
+    got = bn.batch_norm_backward(dy, saved, out=dy)
+    assert got.x is dy
+    for a, b in zip(got, expected, strict=True):
+        assert same_bits(a, b)
+
+
+def test_arguments_are_not_written():
+    x, dy = normal((4, 3, 20)), normal((4, 3, 20), seed=1)
+    weight, bias = parameters(3)
+    arrays = [x, dy, weight, bias]
+    copies = [a.copy() for a in arrays]
+    saved = bn.batch_norm_training(x, weight, bias)[1]
+    bn.batch_norm_backward(dy, saved)
+    bn.batch_norm_inference(x, bias, np.abs(weight), weight, bias)
+    for array, copy in zip(arrays, copies, strict=True):
+        assert same_bits(array, copy)
+
+
+def test_results_do_not_share_memory_with_one_another_or_the_input():
+    x = normal((4, 3, 20))
+    y, saved = bn.batch_norm_training(x)
+    first = bn.batch_norm_backward(y, saved)
+    second = bn.batch_norm_backward(y, saved)
+    arrays = [x, y, *first, *second]
+    for i, a in enumerate(arrays):
+        assert not any(np.shares_memory(a, b) for b in arrays[i + 1 :])
+
+
+@pytest.mark.parametrize("running_dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.75, 1.0])
+@pytest.mark.parametrize("correction", [0, 1, 0.5])
+def test_running_statistics_follow_their_formula(running_dtype, momentum, correction):
+    x = normal((5, 4, 9), loc=3)
+    running_mean = np.linspace(-1, 1, 4).astype(running_dtype)
+    running_var = np.linspace(0.5, 2, 4).astype(running_dtype)
+    mean, var = reference.update_running(
+        running_mean, running_var, reference.moments(x), momentum=momentum, correction=correction
+    )
+    bn.batch_norm_training(
+        x,
+        running_mean=running_mean,
+        running_var=running_var,
+        momentum=momentum,
+        correction=correction,
+    )
+    unit = 1.2e-7 if running_dtype == np.float32 else 1e-14
+    assert relative_error(running_mean, mean) < unit
+    assert relative_error(running_var, var) < unit
+
+
+@pytest.mark.parametrize("which", ["running_mean", "running_var"])
+def test_one_running_statistic_may_be_left_out_or_both_are_asked_for(which):
+    # Whatever the choice, it must not be half an update.
+    x, running = normal((5, 4, 9), loc=3), np.ones(4)
+    try:
+        bn.batch_norm_training(x, **{which: running})
+    except bn.BnnumbaError:
+        assert (running == 1).all()
+    else:
+        assert (running != 1).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (4, 3, 0), (0, 3), (4, 0, 5), (0, 0), (4, 0)])
+def test_an_empty_input_gives_an_empty_result_and_leaves_running_statistics_alone(shape, dtype):
+    channels = shape[1]
+    x = np.empty(shape, dtype)
+    weight, bias = parameters(channels)
+    running_mean, running_var = np.full(channels, 2.0), np.full(channels, 3.0)
+    y, saved = bn.batch_norm_training(
+        x, weight, bias, running_mean=running_mean, running_var=running_var
+    )
+    assert y.shape == shape
+    assert y.dtype == dtype
+    assert (running_mean == 2).all()
+    assert (running_var == 3).all()
+    gradients = bn.batch_norm_backward(np.empty(shape, dtype), saved)
+    assert gradients.x.shape == shape
+    assert (gradients.weight == np.zeros(channels)).all()
+    assert (gradients.bias == np.zeros(channels)).all()
+    assert bn.batch_norm_inference(x, running_mean, running_var, weight, bias).shape == shape
+    assert bn.moments(x).mean.shape == (channels,)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (1, 5, 1)])
+def test_one_value_per_channel_gives_bias_and_no_gradient(shape):
+    weight, bias = parameters(5)
+    y, saved = bn.batch_norm_training(normal(shape), weight, bias)
+    assert same_bits(y.ravel(), bias)
+    gradients = bn.batch_norm_backward(np.ones(shape, np.float32), saved)
+    assert (gradients.x == 0).all()
+    assert (gradients.weight == 0).all()
+    assert (gradients.bias == 1).all()
+
+
+def test_a_saved_forward_can_be_differentiated_again_and_after_another_forward():
+    x, dy = normal((4, 3, 20)), normal((4, 3, 20), seed=1)
+    saved = bn.batch_norm_training(x, *parameters(3))[1]
+    first = bn.batch_norm_backward(dy, saved)
+    bn.batch_norm_training(x * 7, *parameters(3, seed=9))
+    for a, b in zip(first, bn.batch_norm_backward(dy, saved), strict=True):
+        assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_is_training_or_inference_by_its_flag(training):
+    x = normal((4, 3, 20))
+    weight, bias = parameters(3)
+    mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+    copies = mean.copy(), var.copy()
+    y = bn.batch_norm(x, mean, var, weight, bias, training, 0.2, 1e-3)
+    if training:
+        expected = bn.batch_norm_training(
+            x, weight, bias, running_mean=copies[0], running_var=copies[1], momentum=0.2, eps=1e-3
+        )[0]
+    else:
+        expected = bn.batch_norm_inference(x, mean, var, weight, bias, eps=1e-3)
+    assert same_bits(y, expected)
+    assert same_bits(mean, copies[0])
+    assert same_bits(var, copies[1])
+
+
+def test_batch_norm_in_training_needs_no_running_statistics():
+    x = normal((4, 3, 20))
+    y = bn.batch_norm(x, None, None, training=True)
+    assert same_bits(y, bn.batch_norm_training(x)[0])
+
+
+@pytest.mark.parametrize("given", ["everything", "no_conv_bias", "no_affine"])
+def test_folding_gives_the_convolution_followed_by_batch_norm(given):
+    rng = np.random.default_rng(0)
+    conv_weight = rng.standard_normal((8, 3, 5, 5)).astype(np.float32)
+    conv_bias = None if given == "no_conv_bias" else rng.standard_normal(8).astype(np.float32)
+    mean, var = rng.standard_normal(8).astype(np.float32), rng.uniform(0.5, 2, 8).astype(np.float32)
+    weight, bias = (None, None) if given == "no_affine" else parameters(8)
+    patches = rng.standard_normal((10, 3 * 5 * 5))
+    folded_weight, folded_bias = bn.fold_batch_norm(
+        conv_weight, conv_bias, mean, var, weight, bias, 1e-5
+    )
+    assert folded_weight.shape == conv_weight.shape
+    assert folded_weight.dtype == folded_bias.dtype == np.float32
+    plain = patches @ conv_weight.reshape(8, -1).T.astype(np.float64)
+    plain = plain if conv_bias is None else plain + conv_bias
+    expected = reference.batch_norm_inference(plain, mean, var, weight, bias)
+    got = patches @ folded_weight.reshape(8, -1).T.astype(np.float64) + folded_bias
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+def test_sixteen_bit_results_are_rounded_to_nearest_even_once(half):
+    # mean 0, var 1, eps 0: y is weight * x + bias in float32, whose rounding is known.
+    x = np.arange(-300, 300, dtype=np.float64).reshape(1, 1, -1).astype(half)
+    weight, bias = np.array([0.3], np.float32), np.array([0.7], np.float32)
+    y = bn.batch_norm_inference(x, np.zeros(1), np.ones(1), weight, bias, eps=0.0)
+    expected = x.astype(np.float64) * np.float64(weight[0]) + np.float64(bias[0])
+    steps = np.abs(y.view(np.int16).astype(int) - expected.astype(half).view(np.int16).astype(int))
+    # float32 arithmetic may land on the other side of a tie, very rarely; never two steps away.
+    assert steps.max() <= 1
+    assert (steps == 0).mean() > 0.98
+
+
+@pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+def test_sixteen_bit_subnormals_and_overflow_round_as_ml_dtypes_does(half):
+    info = ml_dtypes.finfo(half)
+    tiny = float(info.smallest_subnormal)
+    x = np.array([[[1.0, 2.0, -3.0, 1e3, 0.0, -0.0, 5.0, 7.0, 11.0]]]).astype(half)
+    for factor in [tiny, tiny * 0.4, float(info.max) / 2]:
+        weight = np.array([factor], np.float64)
+        y = bn.batch_norm_inference(x, np.zeros(1), np.ones(1), weight, None, eps=0.0)
+        with np.errstate(over="ignore"):
+            expected = (x.astype(np.float32) * np.float32(factor)).astype(half)
+        np.testing.assert_array_equal(y.astype(np.float64), expected.astype(np.float64))

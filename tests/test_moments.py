@@ -1,0 +1,274 @@
+"""Moments: accuracy on hard data in every path, merging, and streaming in any order."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bnnumba as bn
+from bnnumba import reference
+from support import BFLOAT16, LAYOUTS, normal, parameters, relative_error, same_bits
+
+DATA = {
+    "standard": (np.float32, lambda shape: normal(shape)),
+    "offset_1e4": (np.float32, lambda shape: normal(shape, loc=1e4)),
+    "offset_1e6": (np.float32, lambda shape: normal(shape, loc=1e6)),
+    "first_is_1e4": (np.float32, lambda shape: _first_is_1e4(shape)),
+    "alternating_1e7": (np.float32, lambda shape: _alternating(shape, 1e7, np.float32)),
+    "alternating_1e8": (np.float64, lambda shape: _alternating(shape, 1e8, np.float64)),
+    "standard_float64": (np.float64, lambda shape: normal(shape, np.float64)),
+    "offset_100_float16": (np.float16, lambda shape: normal(shape, np.float16, loc=100)),
+    "offset_100_bfloat16": (BFLOAT16, lambda shape: normal(shape, BFLOAT16, loc=100)),
+}
+
+
+def _first_is_1e4(shape):
+    x = normal(shape)
+    x[:, :, 0] = 1e4
+    return x
+
+
+def _alternating(shape, centre, dtype):
+    values = centre + np.resize([1.0, -1.0], shape[2])
+    return np.broadcast_to(values, shape).astype(dtype)
+
+
+# (N, C, S) for the ways of cutting work: a channel over threads, threads over channels, short
+# rows, rows shorter than a vector, one long row, blocks of channels that do and do not divide.
+SHAPES = [
+    (64, 1, 20_011),
+    (64, 2, 20_011),
+    (64, 3, 20_011),
+    (1, 1, 2_000_003),
+    (8, 4, 12_544),
+    (32, 64, 49),
+    (32, 301, 49),
+    (5, 70, 7),
+    (3, 5, 1000),
+    (500, 33, 100),
+]
+LAYOUTS_3D = {"ncs": (1, lambda x: x), "rc": (-1, lambda x: np.ascontiguousarray(x.swapaxes(1, 2)))}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS_3D)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("data", DATA)
+def test_variance_is_right_to_1e_12_alone_and_fused_with_normalization(data, shape, layout):
+    axis, arrange = LAYOUTS_3D[layout]
+    x = arrange(DATA[data][1](shape))
+    expected = reference.moments(x, axis=axis)
+    saved = bn.batch_norm_training(x, *parameters(shape[1]), axis=axis)[1]
+    for m in (bn.moments(x, axis=axis), saved.moments):
+        assert m.count == expected.count
+        assert m.mean.dtype == m.m2.dtype == np.float64
+        assert m.mean.shape == m.m2.shape == (shape[1],)
+        assert relative_error(m.var(), expected.m2 / expected.count) <= 1e-12
+        deviation = np.sqrt(expected.m2 / expected.count)
+        scale = np.maximum(deviation, np.abs(expected.mean))
+        assert (np.abs(m.mean - expected.mean) <= 1e-15 * scale).all()
+
+
+# NIST StRD univariate summary statistics, from their definitions: name, values, certified mean
+# and standard deviation (ddof 1), digits that float64 input allows.
+# https://www.itl.nist.gov/div898/strd/univ/homepage.html
+NIST = [
+    ("NumAcc1", [10000001.0, 10000003.0, 10000002.0], 10000002.0, 1.0, 14),
+    ("NumAcc2", [1.2] + [1.1, 1.3] * 500, 1.2, 0.1, 14),
+    ("NumAcc3", [1000000.2] + [1000000.1, 1000000.3] * 500, 1000000.2, 0.1, 9),
+    ("NumAcc4", [10000000.2] + [10000000.1, 10000000.3] * 500, 10000000.2, 0.1, 8),
+]
+
+
+@pytest.mark.parametrize("copies", [1, 9])
+@pytest.mark.parametrize("layout", ["ncs", "rc", "chunks"])
+@pytest.mark.parametrize(("name", "values", "mean", "std", "digits"), NIST, ids=[n[0] for n in NIST])
+def test_nist_strd(name, values, mean, std, digits, layout, copies):
+    x = np.repeat(np.array(values)[:, None], copies, axis=1)
+    if layout == "ncs":
+        m = bn.moments(np.ascontiguousarray(x.T)[None])
+    elif layout == "rc":
+        m = bn.moments(x)
+    else:
+        running = bn.RunningMoments(copies)
+        for chunk in np.array_split(x, 2 if len(x) < 10 else 13):
+            running.update(chunk)
+        m = running
+    got = np.sqrt(m.var(correction=1))
+    assert relative_error(got, np.full(copies, std)) <= 10.0**-digits
+    assert relative_error(m.mean, np.full(copies, mean)) <= 1e-15
+
+
+def test_std_is_the_root_of_var_and_both_take_a_correction():
+    x = normal((5, 3, 7))
+    m = bn.moments(x)
+    flat = x.astype(np.float64).swapaxes(0, 1).reshape(3, -1)
+    for correction in (0, 1, 0.5):
+        expected = flat.var(axis=1, ddof=correction)
+        assert relative_error(m.var(correction=correction), expected) < 1e-13
+        assert relative_error(m.std(correction=correction), np.sqrt(expected)) < 1e-13
+    assert same_bits(m.var(), m.var(correction=0))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS_3D)
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e4, 16777216.0, -3.3333333e30])
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 4097, 300_001])
+def test_a_constant_channel_has_variance_exactly_zero_and_its_value_as_mean(value, size, layout):
+    axis, arrange = LAYOUTS_3D[layout]
+    x = arrange(np.full((3, 2, size), value, np.float32))
+    m = bn.moments(x, axis=axis)
+    assert (m.m2 == 0).all()
+    assert (m.mean == np.float64(np.float32(value))).all()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_moments_of_every_layout(name, dtype):
+    x = normal((6, 5, 4, 9), dtype, loc=2)
+    expected = reference.moments(x)
+    m = bn.moments(LAYOUTS[name](x))
+    assert relative_error(m.mean, expected.mean) < 1e-13
+    assert relative_error(m.m2, expected.m2) < 1e-12
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 500, 999, 1000])
+def test_merging_is_having_seen_both(cut):
+    x = normal((1000, 7), loc=1e4)
+    x[0] = 1e6
+    m = bn.moments(x[:cut]).merge(bn.moments(x[cut:]))
+    expected = reference.moments(x)
+    assert m.count == 1000
+    assert relative_error(m.mean, expected.mean) < 1e-14
+    assert relative_error(m.m2, expected.m2) < 1e-12
+
+
+def test_merging_returns_new_moments_and_changes_neither():
+    a, b = bn.moments(normal((9, 3))), bn.moments(normal((4, 3), seed=1))
+    before = [(m.count, m.mean.copy(), m.m2.copy()) for m in (a, b)]
+    a.merge(b)
+    for m, (count, mean, m2) in zip((a, b), before, strict=True):
+        assert m.count == count
+        assert same_bits(m.mean, mean)
+        assert same_bits(m.m2, m2)
+
+
+def test_merging_a_constant_with_itself_keeps_variance_exactly_zero():
+    a = bn.moments(np.full((7, 2), 0.1))
+    merged = a.merge(bn.moments(np.full((3, 2), 0.1))).merge(a)
+    assert (merged.m2 == 0).all()
+    assert (merged.mean == 0.1).all()
+
+
+def test_merging_does_not_let_nan_cross_channels():
+    x = normal((9, 3))
+    x[2, 1] = np.nan
+    m = bn.moments(x).merge(bn.moments(normal((4, 3))))
+    assert np.isnan(m.mean[1])
+    assert np.isnan(m.m2[1])
+    assert np.isfinite(m.mean[[0, 2]]).all()
+    assert np.isfinite(m.m2[[0, 2]]).all()
+
+
+def test_counts_beyond_int32_do_not_overflow():
+    m = bn.moments(np.array([[1.0], [3.0]]))
+    for _ in range(40):
+        m = m.merge(m)
+    assert m.count == 2**41
+    assert relative_error(m.mean, [2.0]) < 1e-14
+    assert relative_error(m.var(), [1.0]) < 1e-12
+
+
+def test_update_running_is_what_training_does():
+    x = normal((5, 4, 9), loc=3)
+    one, two = [np.zeros(4), np.ones(4)], [np.zeros(4), np.ones(4)]
+    bn.batch_norm_training(x, running_mean=one[0], running_var=one[1], momentum=0.3)
+    bn.update_running(*two, bn.moments(x), momentum=0.3)
+    for a, b in zip(one, two, strict=True):
+        assert relative_error(a, b) < 1e-15
+
+
+def check_running(running, x):
+    expected = reference.moments(x)
+    assert running.count == len(x)
+    if len(x) == 0:
+        return
+    assert relative_error(running.var(), expected.m2 / len(x)) < 1e-12
+    scale = np.maximum(np.abs(expected.mean), np.sqrt(expected.m2 / len(x)))
+    assert (np.abs(running.mean - expected.mean) <= 1e-14 * scale).all()
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), max_size=12),
+    merges=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=12),
+    owners=st.lists(st.integers(0, 3), min_size=12, max_size=12),
+    offset=st.sampled_from([0.0, 1e4, 1e6]),
+)
+def test_running_moments_take_updates_and_merges_in_any_order(sizes, merges, owners, offset):
+    chunks = [normal((n, 3), seed=i, loc=offset) for i, n in enumerate(sizes)]
+    parts = [(bn.RunningMoments(3), []) for _ in range(4)]
+    for i, chunk in enumerate(chunks):
+        running, seen = parts[owners[i]]
+        running.update(chunk)
+        seen.append(chunk)
+        if i < len(merges):
+            a, b = (m % len(parts) for m in merges[i])
+            if a != b:
+                parts[a][0].merge(parts[b][0])
+                parts[a][1].extend(parts[b][1])
+                parts[b] = (bn.RunningMoments(3), [])
+    for running, seen in parts:
+        check_running(running, np.concatenate(seen) if seen else np.empty((0, 3), np.float32))
+
+
+def test_running_moments_take_any_rank_axis_and_dtype(dtype):
+    running = bn.RunningMoments(5)
+    blocks = [normal((4, 5, 3, 2), dtype), normal((7, 5), dtype, seed=1), normal((5, 11), dtype, seed=2)]
+    for x, axis in zip(blocks, (1, -1, 0), strict=True):
+        running.update(x, axis=axis)
+    rows = [np.moveaxis(x, a, -1).reshape(-1, 5) for x, a in zip(blocks, (1, -1, 0), strict=True)]
+    check_running(running, np.concatenate(rows))
+
+
+def test_a_state_dict_restores_running_moments_exactly():
+    running = bn.RunningMoments(3)
+    running.update(normal((9, 3)))
+    state = running.state_dict()
+    copy = bn.RunningMoments(3)
+    copy.load_state_dict(pickle.loads(pickle.dumps(state)))
+    running.update(normal((4, 3), seed=1))
+    assert copy.count == 9, "a state dict is a snapshot"
+    copy.update(normal((4, 3), seed=1))
+    assert copy.count == running.count == 13
+    assert same_bits(copy.mean, running.mean)
+    assert same_bits(copy.var(), running.var())
+
+
+def test_running_moments_survive_pickling():
+    running = bn.RunningMoments(3)
+    running.update(normal((9, 3)))
+    copy = pickle.loads(pickle.dumps(running))
+    assert copy.count == 9
+    assert same_bits(copy.mean, running.mean)
+    assert same_bits(copy.var(), running.var())
+
+
+def test_a_failed_update_leaves_running_moments_as_they_were():
+    running = bn.RunningMoments(3)
+    running.update(normal((9, 3)))
+    mean, var = running.mean.copy(), running.var()
+    with pytest.raises(bn.BnnumbaError):
+        running.update(normal((9, 4)))
+    assert running.count == 9
+    assert same_bits(running.mean, mean)
+    assert same_bits(running.var(), var)
+
+
+def test_running_moments_agree_with_scikit_learn():
+    preprocessing = pytest.importorskip("sklearn.preprocessing")
+    scaler, running = preprocessing.StandardScaler(), bn.RunningMoments(6)
+    for seed, rows in enumerate([10, 1, 500, 33]):
+        chunk = normal((rows, 6), np.float64, seed=seed, loc=5)
+        scaler.partial_fit(chunk)
+        running.update(chunk)
+    assert relative_error(running.mean, scaler.mean_) < 1e-12
+    assert relative_error(running.var(), scaler.var_) < 1e-12
