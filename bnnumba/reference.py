@@ -1,4 +1,4 @@
-"""Batch normalization in plain NumPy: slow, short, and as exact as float64 allows.
+r"""Batch normalization in plain NumPy: slow, short, and as exact as float64 allows.
 
 This is the oracle that the tests compare every kernel with, and the shortest statement of what
 bnnumba computes. Nothing dispatches to it. Every function takes NumPy arrays of any real dtype
@@ -9,10 +9,10 @@ With :math:`M` values in a channel, sums over all of them, and everything else p
 
 .. math::
 
-    \\mu = \\tfrac{1}{M} \\sum x, \\quad
-    m_2 = \\sum (x - \\mu)^2, \\quad
-    \\sigma^{-1} = \\left(\\tfrac{m_2}{M} + \\epsilon\\right)^{-1/2}, \\quad
-    y = (x - \\mu)\\, \\sigma^{-1} w + b
+    \mu = \tfrac{1}{M} \sum x, \quad
+    m_2 = \sum (x - \mu)^2, \quad
+    \sigma^{-1} = \left(\tfrac{m_2}{M} + \epsilon\right)^{-1/2}, \quad
+    y = (x - \mu)\, \sigma^{-1} w + b
 
 References
 ----------
@@ -84,16 +84,16 @@ def _per_channel(values: np.ndarray, ndim: int, axis: int) -> np.ndarray:
 
 
 def moments(x: np.ndarray, *, axis: int = 1) -> ReferenceMoments:
-    """Count, mean and sum of squared deviations of each channel.
+    r"""Count, mean and sum of squared deviations of each channel.
 
     The corrected two-pass algorithm [2]_, in extended precision where the machine has it:
 
     .. math::
 
-        \\mu_0 = \\tfrac{1}{M} \\sum x, \\quad
-        \\delta = \\tfrac{1}{M} \\sum (x - \\mu_0), \\quad
-        \\mu = \\mu_0 + \\delta, \\quad
-        m_2 = \\sum (x - \\mu_0)^2 - M \\delta^2
+        \mu_0 = \tfrac{1}{M} \sum x, \quad
+        \delta = \tfrac{1}{M} \sum (x - \mu_0), \quad
+        \mu = \mu_0 + \delta, \quad
+        m_2 = \sum (x - \mu_0)^2 - M \delta^2
 
     Parameters
     ----------
@@ -236,20 +236,20 @@ def batch_norm_backward(
     axis: int = 1,
     training: bool = True,
 ) -> ReferenceGradients:
-    """Gradients with respect to x, weight and bias.
+    r"""Gradients with respect to x, weight and bias.
 
     .. math::
 
-        db = \\sum dy, \\quad dw = \\sigma^{-1} \\sum dy\\,(x - \\mu)
+        db = \sum dy, \quad dw = \sigma^{-1} \sum dy\,(x - \mu)
 
     and, where the statistics are those of x itself (``training=True``),
 
     .. math::
 
-        dx = w\\,\\sigma^{-1} \\left(dy - \\tfrac{1}{M}\\sum dy
-             - (x - \\mu)\\,\\sigma^{-2}\\,\\tfrac{1}{M}\\sum dy\\,(x - \\mu)\\right)
+        dx = w\,\sigma^{-1} \left(dy - \tfrac{1}{M}\sum dy
+             - (x - \mu)\,\sigma^{-2}\,\tfrac{1}{M}\sum dy\,(x - \mu)\right)
 
-    where they are constants (``training=False``), :math:`dx = w\\,\\sigma^{-1} dy`.
+    where they are constants (``training=False``), :math:`dx = w\,\sigma^{-1} dy`.
 
     Parameters
     ----------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-
 from support import DTYPES, PARAM_DTYPES
 
 # A first call compiles a kernel, so the time of one example says nothing.
@@ -13,21 +12,6 @@ settings.register_profile(
     "bnnumba", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("bnnumba")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than a few seconds; part of every run")
-    config.addinivalue_line("markers", "large: needs many gigabytes; only run when asked for by -m large")
-
-
-def pytest_collection_modifyitems(config, items):
-    """Leave the tests marked large out unless the command line names them."""
-    if "large" in (config.option.markexpr or ""):
-        return
-    skip = pytest.mark.skip(reason="large: run by make test-large")
-    for item in items:
-        if item.get_closest_marker("large"):
-            item.add_marker(skip)
 
 
 @pytest.fixture(params=DTYPES, ids=str)

@@ -150,7 +150,9 @@ LAYOUTS = {
 
 def broadcast(shape, axis, dtype=np.float32, *, seed=0) -> np.ndarray:
     """A view of that shape whose stride along one axis is 0."""
-    small = normal([1 if a == axis % len(shape) else e for a, e in enumerate(shape)], dtype, seed=seed)
+    small = normal(
+        [1 if a == axis % len(shape) else e for a, e in enumerate(shape)], dtype, seed=seed
+    )
     strides = [0 if a == axis % len(shape) else s for a, s in enumerate(small.strides)]
     return as_strided(small, shape, strides, writeable=False)
 
@@ -175,5 +177,7 @@ def run_python(code, *arguments, env=None, timeout=240, check=True):
         check=False,
     )
     if check:
-        assert process.returncode == 0, f"exit {process.returncode}\n{process.stdout}\n{process.stderr}"
+        assert process.returncode == 0, (
+            f"exit {process.returncode}\n{process.stdout}\n{process.stderr}"
+        )
     return process

@@ -3,10 +3,10 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from support import BFLOAT16, assert_close, normal, parameters, relative_error, same_bits
 
 import bnnumba as bn
 from bnnumba import reference
-from support import BFLOAT16, assert_close, normal, parameters, relative_error, same_bits
 
 
 def check_training(x, weight=None, bias=None, *, axis=1, eps=1e-5, seed=2, limit=None):
@@ -21,7 +21,9 @@ def check_training(x, weight=None, bias=None, *, axis=1, eps=1e-5, seed=2, limit
     assert relative_error(saved.moments.var(), expected.moments.m2 / saved.count) < 1e-12
     assert_close(saved.moments.mean, expected.moments.mean)
     assert_close(saved.mean, expected.moments.mean)
-    assert relative_error(saved.invstd, expected.invstd) < (1e-12 if statistics == np.float64 else 1.2e-7)
+    assert relative_error(saved.invstd, expected.invstd) < (
+        1e-12 if statistics == np.float64 else 1.2e-7
+    )
 
     dy = normal(x.shape, x.dtype, seed=seed)
     gradients = bn.batch_norm_backward(dy, saved)
@@ -34,7 +36,11 @@ def check_training(x, weight=None, bias=None, *, axis=1, eps=1e-5, seed=2, limit
     assert gradients.weight.dtype == parameter
     # Sums of float32 products are good to float32, whatever dtype they are handed out in.
     for got, want in [(gradients.weight, wanted.weight), (gradients.bias, wanted.bias)]:
-        assert_close(got, want, dtype=x.dtype if x.dtype == np.float64 and parameter == np.float64 else np.float32)
+        assert_close(
+            got,
+            want,
+            dtype=x.dtype if x.dtype == np.float64 and parameter == np.float64 else np.float32,
+        )
     return y, saved, gradients
 
 

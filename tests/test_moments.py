@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import BFLOAT16, LAYOUTS, normal, parameters, relative_error, same_bits
 
 import bnnumba as bn
 from bnnumba import reference
-from support import BFLOAT16, LAYOUTS, normal, parameters, relative_error, same_bits
 
 DATA = {
     "standard": (np.float32, lambda shape: normal(shape)),
@@ -83,7 +83,9 @@ NIST = [
 
 @pytest.mark.parametrize("copies", [1, 9])
 @pytest.mark.parametrize("layout", ["ncs", "rc", "chunks"])
-@pytest.mark.parametrize(("name", "values", "mean", "std", "digits"), NIST, ids=[n[0] for n in NIST])
+@pytest.mark.parametrize(
+    ("name", "values", "mean", "std", "digits"), NIST, ids=[n[0] for n in NIST]
+)
 def test_nist_strd(name, values, mean, std, digits, layout, copies):
     x = np.repeat(np.array(values)[:, None], copies, axis=1)
     if layout == "ncs":
@@ -222,7 +224,11 @@ def test_running_moments_take_updates_and_merges_in_any_order(sizes, merges, own
 
 def test_running_moments_take_any_rank_axis_and_dtype(dtype):
     running = bn.RunningMoments(5)
-    blocks = [normal((4, 5, 3, 2), dtype), normal((7, 5), dtype, seed=1), normal((5, 11), dtype, seed=2)]
+    blocks = [
+        normal((4, 5, 3, 2), dtype),
+        normal((7, 5), dtype, seed=1),
+        normal((5, 11), dtype, seed=2),
+    ]
     for x, axis in zip(blocks, (1, -1, 0), strict=True):
         running.update(x, axis=axis)
     rows = [np.moveaxis(x, a, -1).reshape(-1, 5) for x, a in zip(blocks, (1, -1, 0), strict=True)]
