@@ -25,6 +25,7 @@ References
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,8 @@ __all__ = [
 ]
 
 
-class ReferenceMoments(NamedTuple):
+@dataclass(frozen=True)
+class ReferenceMoments:
     """What :func:`moments` returns: one count, and mean and m2 per channel."""
 
     count: int
