@@ -194,7 +194,7 @@ def test_a_bad_state_dict_is_an_error_and_changes_nothing(fault):
 
 
 def test_backward_before_forward_is_an_error():
-    with pytest.raises(bn.BnnumbaError, match="forward|called"):
+    with pytest.raises(bn.BnnumbaError, match="forward"):
         bn.BatchNorm(4).backward(normal((3, 4, 5)))
 
 

@@ -1,0 +1,77 @@
+"""Gradients against finite differences of bnnumba's own forward pass, in float64."""
+
+import numpy as np
+import pytest
+from support import normal, parameters
+
+import bnnumba as bn
+
+STEP = 1e-5  # the error of a central difference is about STEP**2, and 1e-16 / STEP of rounding
+
+
+def numeric_gradient(function, value):
+    """The derivative of a scalar function at value, by central differences."""
+    gradient = np.empty_like(value)
+    for i in np.ndindex(value.shape):
+        kept = value[i]
+        value[i] = kept + STEP
+        up = function()
+        value[i] = kept - STEP
+        gradient[i] = (up - function()) / (2 * STEP)
+        value[i] = kept
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((4, 3), 1), ((3, 2, 5), 1), ((3, 5, 2), -1), ((2, 3, 2, 2, 2), 1), ((3, 2, 4), 0)],
+    ids=str,
+)
+@pytest.mark.parametrize("given", ["weight,bias", "weight", "bias", "neither"])
+def test_training(shape, axis, given):
+    x, dy = normal(shape, np.float64), normal(shape, np.float64, seed=1)
+    weight, bias = parameters(shape[axis], np.float64)
+    arguments = {"weight": weight, "bias": bias}
+    arguments = {name: value for name, value in arguments.items() if name in given}
+
+    def loss():
+        return (bn.batch_norm_training(x, axis=axis, eps=0.1, **arguments)[0] * dy).sum()
+
+    saved = bn.batch_norm_training(x, axis=axis, eps=0.1, **arguments)[1]
+    gradients = bn.batch_norm_backward(dy, saved)
+    np.testing.assert_allclose(gradients.x, numeric_gradient(loss, x), rtol=1e-8, atol=1e-8)
+    for name, value in arguments.items():
+        np.testing.assert_allclose(
+            getattr(gradients, name), numeric_gradient(loss, value), rtol=1e-8, atol=1e-8
+        )
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_evaluation(axis):
+    shape = (3, 2, 5) if axis == 1 else (3, 5, 2)
+    x, dy = normal(shape, np.float64), normal(shape, np.float64, seed=1)
+    layer = bn.BatchNorm(2, eps=0.1, axis=axis).eval()
+    layer.weight = np.array([0.7, -1.3])
+    layer.bias = np.array([0.1, 0.2])
+    layer.running_mean = np.array([0.3, -0.2])
+    layer.running_var = np.array([0.5, 2.0])
+
+    def loss():
+        return (layer(x) * dy).sum()
+
+    loss()
+    dx = layer.backward(dy).copy()
+    dweight, dbias = layer.weight_grad.copy(), layer.bias_grad.copy()
+    np.testing.assert_allclose(dx, numeric_gradient(loss, x), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(
+        dweight, numeric_gradient(loss, layer.weight), rtol=1e-8, atol=1e-8
+    )
+    np.testing.assert_allclose(dbias, numeric_gradient(loss, layer.bias), rtol=1e-8, atol=1e-8)
+
+
+def test_a_constant_channel_with_no_eps_has_no_gradient():
+    x = np.full((3, 1, 4), 0.5)
+    saved = bn.batch_norm_training(x, eps=0.0)[1]
+    gradients = bn.batch_norm_backward(normal(x.shape, np.float64), saved)
+    assert (gradients.x == 0).all()
+    assert (gradients.weight == 0).all()
