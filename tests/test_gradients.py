@@ -63,9 +63,7 @@ def test_evaluation(axis):
     dx = layer.backward(dy).copy()
     dweight, dbias = layer.weight_grad.copy(), layer.bias_grad.copy()
     np.testing.assert_allclose(dx, numeric_gradient(loss, x), rtol=1e-8, atol=1e-8)
-    np.testing.assert_allclose(
-        dweight, numeric_gradient(loss, layer.weight), rtol=1e-8, atol=1e-8
-    )
+    np.testing.assert_allclose(dweight, numeric_gradient(loss, layer.weight), rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(dbias, numeric_gradient(loss, layer.bias), rtol=1e-8, atol=1e-8)
 
 

@@ -71,9 +71,7 @@ def test_backward_in_training(dtype, memory_format):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_backward_in_evaluation(dtype):
     x, dy = tensor((4, 5, 6, 7), dtype), tensor((4, 5, 6, 7), dtype, seed=1)
-    theirs = torch.nn.BatchNorm2d(5).to(
-        torch.float64 if dtype == torch.float64 else torch.float32
-    )
+    theirs = torch.nn.BatchNorm2d(5).to(torch.float64 if dtype == torch.float64 else torch.float32)
     ours = bn.BatchNorm(5)
     weight, bias = parameters(5)
     mean, var = np.linspace(-1, 1, 5), np.linspace(1, 2, 5)

@@ -1,0 +1,112 @@
+"""Where compiled code is kept, and what happens where it cannot be."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support import run_python
+
+import bnnumba
+
+PACKAGE = pathlib.Path(bnnumba.__file__).parent
+FLOAT32 = "import workload; workload.check(workload.SMALL[:2], workload.FLOATS[:1])"
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """A path at which no directory can be made, not even by root."""
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    return file / "cache"
+
+
+@pytest.mark.slow
+def test_works_where_no_cache_directory_can_be_written(tmp_path, nowhere):
+    shutil.copytree(PACKAGE, tmp_path / "bnnumba", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in [tmp_path / "bnnumba", *(tmp_path / "bnnumba").glob("**/")]:
+        cache = folder / "__pycache__"
+        if not cache.exists():
+            cache.write_text("in the way")
+    env = {
+        "PYTHONPATH": tmp_path,
+        "PYTHONDONTWRITEBYTECODE": 1,
+        "NUMBA_CACHE_DIR": nowhere,
+        "XDG_CACHE_HOME": nowhere,
+        "HOME": nowhere,
+    }
+    code = "import bnnumba; print(bnnumba.__file__); " + FLOAT32
+    process = run_python(code, env=env)
+    assert str(tmp_path) in process.stdout, "the copy was tested"
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_after_import_is_only_slower(tmp_path):
+    # A full disk, or a directory that went away: compiled code is then kept in memory alone.
+    cache = tmp_path / "cache"
+    code = f"""
+    import pathlib, shutil
+    import bnnumba
+    cache = pathlib.Path({str(cache)!r})
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.write_text("in the way")
+    {FLOAT32}
+    """
+    run_python(code, env={"NUMBA_CACHE_DIR": cache})
+
+
+@pytest.mark.slow
+def test_a_second_process_compiles_nothing(tmp_path):
+    env = {"NUMBA_CACHE_DIR": tmp_path}
+    run_python(FLOAT32, env=env)
+    saved = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nbc")}
+    assert saved
+    run_python(FLOAT32, env=env)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nbc")} == saved
+
+
+@pytest.mark.slow
+def test_a_changed_helper_is_not_served_from_the_cache(tmp_path):
+    # Numba's own cache watches only the file of the function, not of what that calls.
+    copy, cache = tmp_path / "bnnumba", tmp_path / "cache"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    env = {"PYTHONPATH": tmp_path, "NUMBA_CACHE_DIR": cache}
+    run_python(FLOAT32, env=env)
+    before = set(cache.rglob("*.nbc"))
+    helper = copy / "cpu" / "simd.py"
+    stat = helper.stat()
+    helper.write_text(helper.read_text().replace('"""Vectors', '"""Vectors ', 1))
+    os.utime(helper, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    stamps = {p: p.stat().st_mtime_ns for p in before}
+    run_python(FLOAT32, env=env)
+    changed = [p for p in before if not p.exists() or p.stat().st_mtime_ns != stamps[p]]
+    assert changed
+
+
+@pytest.mark.slow
+def test_bounds_checks_find_nothing():
+    # The stamp of the cache includes this setting, so neither kind is served for the other.
+    run_python(
+        "import workload; workload.check(workload.SMALL + workload.LARGE[-1:])",
+        env={"NUMBA_BOUNDSCHECK": 1},
+        timeout=400,
+    )
+
+
+@pytest.mark.slow
+def test_what_needs_no_compiled_code_works_without_the_compiler():
+    tests = pathlib.Path(__file__).parent
+    files = ["test_errors.py", "test_conventions.py", "test_reference.py"]
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        + [str(tests / name) for name in files],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        cwd=tests.parent,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout

@@ -1,0 +1,156 @@
+"""Ctrl-C leaves statistics as they were or as they should become, never half way."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from support import normal, run_python, same_bits
+
+import bnnumba as bn
+
+PACKAGE = str(pathlib.Path(bn.__file__).parent)
+
+
+def interrupted_at(step, call):
+    """Run call, raising KeyboardInterrupt before its step-th instruction in the package."""
+    left = step
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def every_interruption(make, call, state):
+    """Yield the state after call was interrupted before its 1st, 2nd, ... instruction."""
+    step = 1
+    while True:
+        thing = make()
+        stopped = interrupted_at(step, lambda thing=thing: call(thing))
+        yield state(thing)
+        if not stopped:
+            return
+        step += 1
+
+
+def assert_whole(make, call, state):
+    old, done = make(), make()
+    call(done)
+    allowed = [state(old), state(done)]
+    assert any(not same_bits(a, b) for a, b in zip(*allowed, strict=True))
+    count = 0
+    for found in every_interruption(make, call, state):
+        count += 1
+        assert any(
+            all(same_bits(a, b) for a, b in zip(found, whole, strict=True)) for whole in allowed
+        ), f"half a state after {count} instructions"
+    assert count > 50, "the call ran inside the package"
+
+
+X = normal((5, 3, 7), loc=2)
+
+
+@pytest.mark.parametrize("statistics", [np.float32, np.float64])
+def test_running_statistics_of_training(statistics):
+    assert_whole(
+        lambda: (np.zeros(3, statistics), np.ones(3, statistics)),
+        lambda r: bn.batch_norm_training(X, running_mean=r[0], running_var=r[1]),
+        lambda r: r,
+    )
+
+
+def test_running_statistics_that_are_views():
+    assert_whole(
+        lambda: (np.zeros(6)[::2], np.ones(6)[::-2]),
+        lambda r: bn.batch_norm_training(X, running_mean=r[0], running_var=r[1]),
+        lambda r: r,
+    )
+
+
+def test_update_running():
+    m = bn.moments(X)
+    assert_whole(lambda: (np.zeros(3), np.ones(3)), lambda r: bn.update_running(*r, m), lambda r: r)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_of_a_layer(momentum):
+    assert_whole(
+        lambda: bn.BatchNorm(3, momentum=momentum),
+        lambda layer: layer(X),
+        lambda layer: (layer.running_mean, layer.running_var),
+    )
+
+
+def test_running_moments_update():
+    assert_whole(
+        lambda: bn.RunningMoments(3),
+        lambda running: running.update(X),
+        lambda running: (np.int64(running.count), running.mean, running.var()),
+    )
+
+
+def test_running_moments_merge():
+    other = bn.RunningMoments(3)
+    other.update(X)
+    assert_whole(
+        lambda: bn.RunningMoments(3),
+        lambda running: running.merge(other),
+        lambda running: (np.int64(running.count), running.mean, running.var()),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_real_interrupt_is_raised_and_the_process_goes_on():
+    run_python(
+        """
+        import os, signal, threading, time
+        import numpy as np
+        import bnnumba as bn
+
+        x = np.random.default_rng(0).standard_normal((32, 64, 28, 28)).astype(np.float32)
+        mean, var = np.zeros(64), np.ones(64)
+        chain = [(mean.copy(), var.copy())]
+        bn.batch_norm_training(x, running_mean=mean, running_var=var)
+
+        def press(delay):
+            time.sleep(delay)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        for attempt in range(50):
+            mean, var = np.zeros(64), np.ones(64)
+            calls = 0
+            presser = threading.Thread(target=press, args=(0.001 * attempt,))
+            presser.start()
+            try:
+                while True:
+                    bn.batch_norm_training(x, running_mean=mean, running_var=var)
+                    calls += 1
+            except KeyboardInterrupt:
+                pass
+            presser.join()
+            whole = []
+            for n in (calls, calls + 1):
+                m, v = np.zeros(64), np.ones(64)
+                for _ in range(n):
+                    bn.batch_norm_training(x, running_mean=m, running_var=v)
+                whole.append((m.tobytes(), v.tobytes()))
+            assert (mean.tobytes(), var.tobytes()) in whole, attempt
+        """
+    )

@@ -1,0 +1,96 @@
+"""Kernels read and write their arrays and nothing beside them."""
+
+import sys
+
+import pytest
+from support import run_python
+
+# Every array ends, or begins, at a page that may not be touched: one element too far is a crash.
+GUARDED = """
+import ctypes
+import mmap
+import sys
+
+import numpy as np
+from support import DTYPES, assert_close, normal, parameters
+
+import bnnumba as bn
+from bnnumba import reference
+
+libc = ctypes.CDLL(None, use_errno=True)
+kept = []
+
+def guarded(array):
+    page = mmap.PAGESIZE
+    pages = -(-array.nbytes // page)
+    memory = mmap.mmap(-1, (pages + 2) * page)
+    kept.append(memory)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for at in (start, start + (pages + 1) * page):
+        assert libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(page), 0) == 0
+    at = page if sys.argv[1] == "before" else (pages + 1) * page - array.nbytes
+    view = np.frombuffer(memory, np.uint8, array.nbytes, at).view(array.dtype)
+    view = view.reshape(array.shape)
+    view[...] = array
+    return view
+
+for extent in [*range(1, 36), 63, 64, 65, 127, 128, 129, 1000]:
+    for shape in [(3, 2, extent), (2, extent, 3), (5, extent), (extent, 5), (1, 1, extent)]:
+        for dtype in DTYPES[int(sys.argv[2])::2]:
+            channels = shape[1]
+            x, dy = guarded(normal(shape, dtype)), guarded(normal(shape, dtype, seed=1))
+            weight, bias = map(guarded, parameters(channels))
+            out, dx = guarded(np.zeros_like(x)), guarded(np.zeros_like(x))
+            mean, var = guarded(np.zeros(channels)), guarded(np.ones(channels))
+            bn.moments(x)
+            saved = bn.batch_norm_training(x, weight, bias, out=out)[1]
+            bn.batch_norm_backward(dy, saved, out=dx)
+            assert_close(out, reference.batch_norm_training(x, weight, bias).y)
+            bn.batch_norm_inference(x, mean, var, weight, bias, out=out)
+            assert_close(out, reference.batch_norm_inference(x, mean, var, weight, bias))
+            if x.size > channels:
+                bn.batch_norm_training(x, running_mean=mean, running_var=var, out=out)
+print("done", flush=True)
+import os
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.skipif(sys.platform == "win32", reason="mprotect")
+def test_nothing_beside_an_array_is_touched(side, half):
+    assert "done" in run_python(GUARDED, side, half).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", [1, -1])
+def test_no_temporary_grows_with_the_input(axis):
+    # The peak of the process, so that memory of compiled code is counted too.
+    run_python(
+        f"""
+        import resource
+        import numpy as np
+        import bnnumba as bn
+
+        axis = {axis}
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+        def calls(x, out):
+            bn.moments(x, axis=axis)
+            saved = bn.batch_norm_training(x, axis=axis, out=out)[1]
+            bn.batch_norm_backward(x, saved, out=out)
+            c = x.shape[axis]
+            bn.batch_norm_inference(x, np.zeros(c), np.ones(c), axis=axis, out=out)
+
+        big = (64, 64, 150, 150) if axis == 1 else (64, 150, 150, 64)
+        x = np.ones(big, np.float32)
+        out = np.ones(big, np.float32)
+        calls(x[:8], out[:8])
+        before = peak()
+        calls(x, out)
+        assert peak() - before < x.nbytes / 20, (peak() - before) / x.nbytes
+        """
+    )

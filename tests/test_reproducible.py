@@ -1,0 +1,86 @@
+"""The same bits from every run, number of threads, and driver."""
+
+import numba
+import pytest
+import workload
+from support import run_python, same_bits
+
+DIGEST = "import workload; print(workload.digest())"
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """The digest of one process with one thread."""
+    return run_python(DIGEST, env={"NUMBA_NUM_THREADS": 1}).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_bits_do_not_depend_on_the_number_of_threads(one_thread, threads):
+    assert run_python(DIGEST, env={"NUMBA_NUM_THREADS": threads}).stdout == one_thread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
+def test_bits_do_not_depend_on_the_threading_layer(one_thread, layer):
+    env = {"NUMBA_NUM_THREADS": 4, "NUMBA_THREADING_LAYER": layer}
+    process = run_python(DIGEST, env=env, check=False)
+    if process.returncode and "threading layer" in process.stderr.lower():
+        pytest.skip(f"the threading layer {layer} is not available here")
+    assert process.stdout == one_thread, process.stderr
+
+
+@pytest.mark.parametrize(("shape", "axis"), workload.LARGE, ids=str)
+def test_set_num_threads_changes_no_bit(shape, axis, dtype):
+    arguments = workload.inputs(shape, axis, dtype)
+    threads = numba.get_num_threads()
+    try:
+        expected = workload.compute(*arguments, axis)
+        numba.set_num_threads(1)
+        got = workload.compute(*arguments, axis)
+    finally:
+        numba.set_num_threads(threads)
+    for a, b in zip(got, expected, strict=True):
+        assert same_bits(a, b)
+
+
+@pytest.mark.slow
+def test_a_forked_child_which_runs_serially_gets_the_same_bits():
+    run_python(
+        """
+        import os
+        import workload
+
+        expected = workload.digest()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if workload.digest() == expected else 3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """
+    )
+
+
+@pytest.mark.parametrize(("shape", "axis"), workload.SMALL + workload.LARGE[:4], ids=str)
+def test_running_twice_gives_the_same_bits(shape, axis, dtype):
+    arguments = workload.inputs(shape, axis, dtype)
+    first, second = workload.compute(*arguments, axis), workload.compute(*arguments, axis)
+    for a, b in zip(first, second, strict=True):
+        assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("shift", [1, 3, 15, 16])
+@pytest.mark.parametrize(("shape", "axis"), [*workload.SMALL, workload.LARGE[1]], ids=str)
+def test_bits_do_not_depend_on_where_in_memory_an_array_begins(shape, axis, shift, dtype):
+    import numpy as np
+
+    def moved(array):
+        memory = np.empty(array.size + 64, array.dtype)
+        view = memory[shift : shift + array.size].reshape(array.shape)
+        view[...] = array
+        return view
+
+    x, dy, *rest = workload.inputs(shape, axis, dtype)
+    expected = workload.compute(x, dy, *rest, axis)
+    got = workload.compute(moved(x), moved(dy), *rest, axis)
+    for a, b in zip(got, expected, strict=True):
+        assert same_bits(a, b)

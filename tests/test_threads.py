@@ -1,0 +1,243 @@
+"""Callers that bring their own threads and processes: no abort, and right results."""
+
+import sys
+
+import numba
+import pytest
+from support import run_python
+
+LAYERS = ["workqueue", "omp", "tbb"]
+
+HAMMER = """
+import sys
+import threading
+import time
+
+import numba
+import numpy as np
+import workload
+
+seconds = float(sys.argv[1])
+cases = [*workload.SMALL, ((16, 64, 28, 28), 1), ((9, 1, 100_003), 1), ((8192, 100), 1)]
+inputs = {(case, dtype): workload.inputs(*case, dtype)
+          for case in cases for dtype in (np.dtype(np.float32), np.dtype(np.float16))}
+expected = {key: [a.tobytes() for a in workload.compute(*arguments, key[0][1])]
+            for key, arguments in inputs.items()}
+deadline = time.monotonic() + seconds
+calls, wrong = [0] * 8, []
+
+def work(me):
+    keys = list(inputs)
+    rng = np.random.default_rng(me)
+    while time.monotonic() < deadline and not wrong:
+        key = keys[rng.integers(len(keys))]
+        try:
+            got = [a.tobytes() for a in workload.compute(*inputs[key], key[0][1])]
+        except BaseException as error:
+            wrong.append(error)
+            raise
+        if got != expected[key]:
+            wrong.append(key)
+        calls[me] += 1
+
+threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+for t in threads:
+    t.start()
+for t in threads:
+    t.join()
+assert not wrong, wrong
+assert min(calls) > 0, calls
+print(numba.threading_layer(), sum(calls))
+"""
+
+
+def run_with(layer, code, *arguments, threads=4, timeout=200):
+    """Run code under a threading layer; skip where that layer cannot be loaded."""
+    env = {"NUMBA_NUM_THREADS": threads, "NUMBA_THREADING_LAYER": layer}
+    process = run_python(code, *arguments, env=env, timeout=timeout, check=False)
+    if process.returncode and "No threading layer could be loaded" in process.stderr:
+        pytest.skip(f"the threading layer {layer} is not available here")
+    assert process.returncode == 0, f"exit {process.returncode}\n{process.stderr}"
+    return process.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
+def test_eight_threads_at_once_for_twenty_seconds(layer):
+    assert run_with(layer, HAMMER, 20).split()[0] == layer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
+def test_eight_threads_whose_first_call_compiles(layer):
+    run_with(
+        layer,
+        """
+        import threading
+        import numpy as np
+        import bnnumba as bn
+
+        x = np.random.default_rng(0).standard_normal((16, 64, 28, 28), dtype=np.float32)
+        results, barrier = [], threading.Barrier(8)
+
+        def work():
+            barrier.wait()
+            results.append(bn.batch_norm_training(x)[0].tobytes())
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        assert len(results) == 8 and len(set(results)) == 1
+        """,
+    )
+
+
+FORK = """
+import os
+import sys
+import threading
+import workload
+
+cases, dtypes = workload.LARGE[:3] + workload.SMALL, workload.FLOATS[:1]
+threaded = sys.argv[1] == "while_another_thread_computes"
+expected = workload.digest(cases, dtypes) if sys.argv[1] != "before_the_first_call" else None
+stop = threading.Event()
+
+def busy():
+    while not stop.is_set():
+        workload.digest(cases, dtypes)
+
+other = threading.Thread(target=busy)
+if threaded:
+    other.start()
+
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        found = workload.digest(cases, dtypes)
+        workload.check(cases[:1], dtypes)
+        os._exit(0 if expected in (None, found) else 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+stop.set()
+if threaded:
+    other.join()
+assert expected in (None, workload.digest(cases, dtypes)), "the parent goes on working"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    "when", ["after_a_call", "before_the_first_call", "while_another_thread_computes"]
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_after_fork(layer, when):
+    run_with(layer, FORK, when, timeout=120)
+
+
+POOL = """
+import multiprocessing
+import sys
+import workload
+
+def main():
+    cases, dtypes = [workload.LARGE[0], *workload.SMALL], workload.FLOATS[:1]
+    expected = workload.digest(cases, dtypes)
+    context = multiprocessing.get_context(sys.argv[1])
+    with context.Pool(2) as pool:
+        found = pool.starmap(workload.digest, [(cases, dtypes)] * 6, chunksize=1)
+    assert set(found) == {expected}
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_multiprocessing(layer, method):
+    run_with(layer, POOL, method, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
+def test_thread_pool_of_the_standard_library(layer):
+    run_with(
+        layer,
+        """
+        from concurrent.futures import ThreadPoolExecutor
+        import workload
+
+        cases, dtypes = [workload.LARGE[0], *workload.SMALL], workload.FLOATS[:1]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: workload.digest(cases, dtypes), range(24)))
+        assert set(found) == {workload.digest(cases, dtypes)}
+        """,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
+def test_joblib(backend):
+    pytest.importorskip("joblib")
+    run_with(
+        "workqueue",
+        """
+        import sys
+        import joblib
+        import workload
+
+        cases, dtypes = [workload.LARGE[0], *workload.SMALL], workload.FLOATS[:1]
+        jobs = (joblib.delayed(workload.digest)(cases, dtypes) for _ in range(6))
+        found = joblib.Parallel(n_jobs=2, backend=sys.argv[1])(jobs)
+        assert set(found) == {workload.digest(cases, dtypes)}
+        """,
+        backend,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
+def test_callable_from_inside_a_parallel_region_of_another_package(layer):
+    # A user's own prange kernel that calls back into Python, and so into bnnumba.
+    run_with(
+        layer,
+        """
+        import numba
+        import numpy as np
+        import bnnumba as bn
+
+        x = np.random.default_rng(0).standard_normal((16, 64, 28, 28)).astype(np.float32)
+        expected = bn.batch_norm_training(x)[0].tobytes()
+        wrong = []
+
+        def call():
+            if bn.batch_norm_training(x)[0].tobytes() != expected:
+                wrong.append(1)
+
+        @numba.njit(parallel=True)
+        def outer(n):
+            for i in numba.prange(n):
+                with numba.objmode():
+                    call()
+
+        outer(8)
+        assert not wrong
+        """,
+    )
+
+
+def test_the_users_number_of_threads_is_left_alone():
+    import workload
+
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        workload.check(workload.LARGE[-1:])
+        assert numba.get_num_threads() == 1
+    finally:
+        numba.set_num_threads(before)
+    workload.check(workload.LARGE[-1:])
+    assert numba.get_num_threads() == before
