@@ -1,0 +1,46 @@
+"""Sphinx configuration: MyST pages, numpydoc reference, examples that the build runs."""
+
+import bnnumba
+
+project = "bnnumba"
+author = "bnnumba developers"
+copyright = "2026, bnnumba developers"
+release = version = bnnumba.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+nitpicky = False
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_typehints = "none"  # the docstrings say it in words
+numpydoc_class_members_toctree = False
+numpydoc_show_inherited_class_members = False
+
+doctest_global_setup = "import numpy as np; import bnnumba as bn"
+doctest_test_doctest_blocks = ""  # docstrings are run by the tests
+trim_doctest_flags = True
+
+# Copy only what one types.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"bnnumba {release}"
+html_show_sourcelink = False
+html_theme_options = {
+    "navbar_end": ["theme-switcher"],
+    "secondary_sidebar_items": ["page-toc"],
+    "show_prev_next": True,
+}
