@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -159,18 +160,18 @@ def broadcast(shape, axis, dtype=np.float32, *, seed=0) -> np.ndarray:
 
 def run_python(code, *arguments, env=None, timeout=240, check=True):
     """Run code in a fresh interpreter; return the finished process (stdout and stderr as text)."""
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [os.path.dirname(__file__), *filter(None, [environment.get("PYTHONPATH")])]
-    )
-    for name, value in (env or {}).items():
-        if value is None:
-            environment.pop(name, None)
-        else:
-            environment[name] = str(value)
+    import bnnumba
+
+    # The process starts beside the tests, so that it imports the package that they import, or
+    # the one that env names first in PYTHONPATH.
+    tests, package = pathlib.Path(__file__).parent, pathlib.Path(bnnumba.__file__).parent.parent
+    environment = {**os.environ, **{name: str(value) for name, value in (env or {}).items()}}
+    path = [(env or {}).get("PYTHONPATH"), tests, package, os.environ.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(str(p) for p in path if p)
     process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         env=environment,
+        cwd=tests,
         timeout=timeout,
         text=True,
         capture_output=True,

@@ -126,7 +126,6 @@ def test_a_real_interrupt_is_raised_and_the_process_goes_on():
 
         x = np.random.default_rng(0).standard_normal((32, 64, 28, 28)).astype(np.float32)
         mean, var = np.zeros(64), np.ones(64)
-        chain = [(mean.copy(), var.copy())]
         bn.batch_norm_training(x, running_mean=mean, running_var=var)
 
         def press(delay):

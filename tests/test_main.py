@@ -1,0 +1,66 @@
+"""``python -m bnnumba``."""
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+from support import run_python
+
+import bnnumba
+
+
+def main(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "bnnumba", *arguments],
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=500,
+    )
+
+
+def test_info_says_what_a_bug_report_needs():
+    process = main("info")
+    assert process.returncode == 0, process.stderr
+    for word in [bnnumba.__version__, numba.__version__, np.__version__, sys.version.split()[0]]:
+        assert word in process.stdout
+    text = process.stdout.lower()
+    for word in ["cpu", "threading layer", "threads", "cache", "cuda"]:
+        assert word in text
+
+
+@pytest.mark.slow
+def test_warmup_shows_progress_and_leaves_nothing_to_compile():
+    process = main("warmup")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout or process.stderr
+    # A cached kernel has hits and no misses.
+    run_python(
+        """
+        import numpy as np
+        from numba.core import event
+        import bnnumba as bn
+
+        with event.install_recorder("numba:compile") as recorder:
+            for shape, axis in [((8, 16, 20, 20), 1), ((64, 100), 1), ((8, 20, 20, 16), -1)]:
+                x = np.ones(shape, np.float32)
+                w = np.ones(shape[axis], np.float32)
+                y, saved = bn.batch_norm_training(x, w, w, axis=axis)
+                bn.batch_norm_backward(y, saved)
+                bn.batch_norm_inference(x, w, w, w, w, axis=axis)
+                bn.moments(x, axis=axis)
+        assert not recorder.buffer, recorder.buffer
+        """,
+        env=dict(os.environ),
+    )
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["info", "--nonsense"]])
+def test_a_wrong_command_is_explained(arguments):
+    process = main(*arguments)
+    assert process.returncode == 2
+    assert "usage" in process.stderr.lower()
+    assert "Traceback" not in process.stderr
