@@ -12,8 +12,8 @@ from .race import Race
 def pytest_addoption(parser):
     group = parser.getgroup("bnnumba benchmarks")
     group.addoption(
-        "--race-seconds", type=float, default=1.0,
-        help="time to measure all entrants of one operation, layout and shape (default: 1.0)",
+        "--race-seconds", type=float, default=3.0,
+        help="time to measure all entrants of one operation, layout and shape (default: 3.0)",
     )  # fmt: skip
 
 

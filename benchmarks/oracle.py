@@ -4,34 +4,43 @@
 precision, too many for inputs of 100 MB. Arrays here are (A, C, S): channel second, any dtype.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
-_BLOCK = 1 << 20
+from . import THREADS
+
+_BLOCK = 1 << 19
 
 
-def _blocks(*arrays):
-    """Slices of the first axis, with the arrays there in float64."""
-    rows = max(1, _BLOCK // arrays[0][0].size)
-    for start in range(0, len(arrays[0]), rows):
+def _blockwise(function, *arrays):
+    """Results of function(slice of the first axis, the arrays there in float64), in order."""
+
+    def apply(start):
         where = slice(start, start + rows)
-        yield where, *(a[where].astype(np.float64) for a in arrays)
+        return function(where, *(a[where].astype(np.float64) for a in arrays))
+
+    rows = max(1, _BLOCK // arrays[0][0].size)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(apply, range(0, len(arrays[0]), rows)))
+
+
+def _channel_sums(function, *arrays):
+    """Sum over everything but channels of what function makes of blocks."""
+    return sum(_blockwise(lambda _, *blocks: function(*blocks).sum(axis=(0, 2)), *arrays))
 
 
 def moments(x):
     """Mean and biased variance of each channel, by the corrected two-pass algorithm."""
     count = x.size // x.shape[1]
-    mean = sum(block.sum(axis=(0, 2)) for _, block in _blocks(x)) / count
-    m2, shift = np.zeros_like(mean), np.zeros_like(mean)
-    for _, block in _blocks(x):
-        block -= mean[:, None]
-        shift += block.sum(axis=(0, 2))
-        m2 += np.square(block).sum(axis=(0, 2))
-    shift /= count
+    mean = _channel_sums(lambda b: b, x) / count
+    shift = _channel_sums(lambda b: b - mean[:, None], x) / count
+    m2 = _channel_sums(lambda b: np.square(b - mean[:, None]), x)
     return mean + shift, m2 / count - np.square(shift)
 
 
 def expected(op, x, dy, weight, bias, mean, var, eps):
-    """The results of `op` by name: y, mean and var; x, weight and bias gradients; ..."""
+    """The results of `op` by name; `mean` and `var` are those that inference is given."""
     if op != "inference":
         mean, var = moments(x)
     if op == "moments":
@@ -39,17 +48,24 @@ def expected(op, x, dy, weight, bias, mean, var, eps):
     mean, var, weight, bias = (a.astype(np.float64)[:, None] for a in (mean, var, weight, bias))
     invstd = 1 / np.sqrt(var + eps)
     result = np.empty(x.shape)
+
+    def normalize(where, x):
+        result[where] = (x - mean) * (invstd * weight) + bias
+
     if op != "backward":
-        for where, block in _blocks(x):
-            result[where] = (block - mean) * (invstd * weight) + bias
+        _blockwise(normalize, x)
         given = {} if op == "inference" else {"mean": mean[:, 0], "var": var[:, 0]}
         return {"y": result, **given}
+
     count = x.size // x.shape[1]
-    sum_dy = sum(b.sum(axis=(0, 2)) for _, b in _blocks(dy))[:, None]
-    sum_dy_xmu = sum((g * (b - mean)).sum(axis=(0, 2)) for _, b, g in _blocks(x, dy))[:, None]
+    sum_dy = _channel_sums(lambda dy: dy, dy)[:, None]
+    sum_dy_xmu = _channel_sums(lambda x, dy: dy * (x - mean), x, dy)[:, None]
     slope = np.square(invstd) * sum_dy_xmu / count
-    for where, block, grad in _blocks(x, dy):
-        result[where] = (grad - sum_dy / count - (block - mean) * slope) * (invstd * weight)
+
+    def differentiate(where, x, dy):
+        result[where] = (dy - sum_dy / count - (x - mean) * slope) * (invstd * weight)
+
+    _blockwise(differentiate, x, dy)
     return {"dx": result, "dweight": (sum_dy_xmu * invstd)[:, 0], "dbias": sum_dy[:, 0]}
 
 
@@ -61,7 +77,7 @@ def error(results, right):
         if result.shape != want.shape:
             msg = f"{name}: expected shape {want.shape}, got {result.shape}"
             raise ValueError(msg)
-        scale = np.max([np.abs(block).max() for _, block in _blocks(want)])
-        pairs = _blocks(result, want)
-        apart.append(np.max([np.abs(got - block).max() for _, got, block in pairs]) / scale)
+        scale = np.max(_blockwise(lambda _, want: np.abs(want).max(), want))
+        gap = _blockwise(lambda _, got, want: np.abs(got - want).max(), result, want)
+        apart.append(np.max(gap) / scale)
     return float(np.max(apart))  # np.max, unlike max, keeps NaN

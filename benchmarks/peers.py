@@ -272,7 +272,7 @@ HALVES = ("float16", "bfloat16")
 
 
 def entrants(case):
-    """Functions of the case's data, each making an `Entrant`, by name, for all that fit the case."""
+    """All that fit the case, by name: functions of it and its data that make an `Entrant`."""
     make = functools.partial
     found = {OWN_NEW: make(bnnumba, reuse=False), "NumPy": numpy, "PyTorch": pytorch}
     if case.op == "moments":

@@ -19,8 +19,8 @@ from .peers import Unavailable, entrants
 
 _SAMPLE = 300e-6  # shorter calls are repeated until one sample takes this long
 _SETTLE = 1e-3  # seconds in which the threads of the previous entrant fall asleep
-_ROUNDS = range(5, 41)
-_FEWEST = 3  # rounds of an entrant that is much slower than the others
+_ROUNDS = range(7, 42)
+_SLOW, _FEWEST = 5, 3  # an entrant this many times slower than the median one gets few rounds
 
 # Largest error relative to the largest right value. bnnumba: two units in the last place of
 # float32, one of the half types; moments are float64. Others: what single precision may lose.
@@ -39,13 +39,16 @@ class Race:
         for name, make in entrants(case).items():
             try:
                 entrant = make(case, data)
+                self.errors[name] = error = self._check(entrant, data)
             except Unavailable as reason:
                 self.absent[name] = str(reason)
-                continue
-            self.entrants[name] = entrant
-            self.errors[name] = error = self._check(entrant, data)
-            if not error <= self._tolerance(entrant):
-                self.wrong[name] = f"wrong by {error:.2g} (allowed {self._tolerance(entrant):.2g})"
+            except Exception as failure:  # one entrant's, not the whole race's
+                self.wrong[name] = repr(failure)
+            else:
+                self.entrants[name] = entrant
+                allowed = self._tolerance(entrant)
+                if not error <= allowed:
+                    self.wrong[name] = f"wrong by {error:.2g} (allowed {allowed:.2g})"
 
     def _check(self, entrant, data):
         expected = entrant.right or (lambda: data.typed(entrant.dtype).expected(self.case.op))
@@ -64,18 +67,18 @@ class Race:
             once = min(_timed(call, 1) for _ in range(2))
             self.iterations[name] = max(1, int(_SAMPLE / once))
             cost[name] = once + once * self.iterations[name] + _SETTLE
-        rounds = _clip(budget / sum(cost.values()))
-        fair = budget / len(runners)
-        last = {n: max(_FEWEST, min(rounds, _clip(fair / c))) for n, c in cost.items()}
-        slow = {n for n, c in cost.items() if c > fair / _ROUNDS[0]}
-        last |= dict.fromkeys(slow, _FEWEST)
+        typical = statistics.median(cost.values())
+        slow = {name for name, c in cost.items() if c > _SLOW * typical}
+        together = sum(c for name, c in cost.items() if name not in slow)
+        rounds = int(min(max(budget / together, _ROUNDS[0]), _ROUNDS[-1]))
+        last = {name: _FEWEST if name in slow else rounds for name in runners}
         self.times = {name: [] for name in runners}
         order = list(runners)
         shuffle = random.Random(0).shuffle
         gc.collect()
         gc.disable()
         try:
-            for turn in range(max(last.values())):
+            for turn in range(rounds):
                 shuffle(order)
                 for name in order:
                     if turn < last[name]:
@@ -85,10 +88,6 @@ class Race:
                         self.times[name].append(_timed(runners[name], n) / n)
         finally:
             gc.enable()
-
-
-def _clip(rounds):
-    return int(min(max(rounds, _ROUNDS[0]), _ROUNDS[-1]))
 
 
 def _timed(call, iterations):
