@@ -1,6 +1,11 @@
 """Sphinx configuration: MyST pages, numpydoc reference, examples that the build runs."""
 
+import sys
+from pathlib import Path
+
 import bnnumba
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "bnnumba"
 author = "bnnumba developers"
@@ -8,17 +13,16 @@ copyright = "2026, bnnumba developers"
 release = version = bnnumba.__version__
 
 extensions = [
+    "mathml",
     "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
-nitpicky = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -39,7 +43,11 @@ copybutton_prompt_is_regexp = True
 html_theme = "pydata_sphinx_theme"
 html_title = f"bnnumba {release}"
 html_show_sourcelink = False
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_theme_options = {
+    "header_links_before_dropdown": 7,
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": True,
