@@ -30,6 +30,12 @@ $(VENV)/.%.stamp: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.demo.stamp ## train a small ConvNet on handwritten digits (DEMO_ARGS=--quick)
 	$(BIN)/python docs/examples/digits.py $(DEMO_ARGS)
 
+.PHONY: examples
+examples: $(VENV)/.demo.stamp ## run the other examples, on small inputs
+	$(BIN)/python docs/examples/time_series.py
+	$(BIN)/python docs/examples/merge_workers.py
+	$(BIN)/python docs/examples/streaming_scaler.py --megabytes 64
+
 .PHONY: test
 test: $(VENV)/.test.stamp ## run all tests but the largest (TEST_ARGS="-k moments")
 	$(BIN)/python -m pytest $(TEST_ARGS)
