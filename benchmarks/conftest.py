@@ -4,6 +4,7 @@ import functools
 
 import pytest
 
+from . import environment
 from .cases import cases, data
 from .peers import entrants
 from .race import Race
@@ -38,3 +39,7 @@ def race_of(request):
         return race
 
     return race_of
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["bnnumba"] = environment.describe()

@@ -1,0 +1,62 @@
+"""Where and with what a run was made."""
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+
+from . import THREADS, onednn
+
+_PACKAGES = (
+    "numpy", "numba", "llvmlite", "ml_dtypes", "tbb", "torch", "onednn-cpu-gomp", "scikit-learn",
+)  # fmt: skip
+
+
+def _versions():
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if "onednn-cpu-gomp" in found:
+        found["oneDNN"] = onednn.version()
+    return found
+
+
+def _cpu():
+    """The processor's name, and its caches as the system tells them."""
+    with open("/proc/cpuinfo") as info:
+        lines = dict(line.split(":", 1) for line in info if ":" in line)
+    named = {key.strip(): value.strip() for key, value in lines.items()}
+    vectors = next((v for v in ("avx512f", "avx2") if v in named.get("flags", "").split()), "")
+    return {
+        "model": named.get("model name", platform.processor()),
+        "vectors": vectors,
+        "last_level_cache": named.get("cache size", "unknown"),
+    }
+
+
+def _git(*args):
+    done = subprocess.run(["git", *args], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def describe():
+    """Everything that a reader of the numbers needs to know, as a dictionary."""
+    import numba
+
+    try:
+        layer = numba.threading_layer()
+    except ValueError:  # nothing ran in parallel
+        layer = "none"
+    changed = _git("status", "--porcelain", "--", "bnnumba", "benchmarks")
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "commit": _git("rev-parse", "--short=10", "HEAD") + (" with changes" if changed else ""),
+        "cpu": _cpu(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": THREADS,
+        "threading_layer": layer,
+        "versions": _versions(),
+    }

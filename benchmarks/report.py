@@ -1,0 +1,204 @@
+"""The report: docs/benchmarks/cpu.md, and the short table of the README."""
+
+import re
+
+from .cases import IMAGES, STREAM
+from .goals import ONEDNN, PYTORCH, goals
+from .peers import COPIES, HALVES, OWN, OWN_NEW, READS
+
+_TITLES = {
+    ("training", "ncs"): "Training forward, contiguous",
+    ("backward", "ncs"): "Backward, contiguous",
+    ("inference", "ncs"): "Inference, contiguous",
+    ("moments", "ncs"): "Moments, contiguous",
+    ("training", "rc"): "Training forward, channels last and 2-D",
+    ("backward", "rc"): "Backward, channels last and 2-D",
+    ("inference", "rc"): "Inference, channels last and 2-D",
+    ("moments", "rc"): "Moments, channels last and 2-D",
+}
+
+_HOW_TO_READ = """\
+Every result was compared with a float64 reference before it was timed; whoever was wrong has no
+time here. All entrants of a row ran side by side in one process, on the same number of threads,
+in many short rounds in changing order; a time is the median, a ratio the median of the rounds'
+ratios. `out=` writes to an existing output, "new" makes one in each call. *Times a copy* is the
+time in units of the fastest plain copy of x (two threads, with and without streaming stores, or
+one thread) in the same race, for moments of the fastest read. *GB/s* counts only the bytes that
+cannot be avoided: x once, y once; x, dy and dx for backward. The columns of peers say how many
+times longer a peer took than bnnumba: `out=` peers against bnnumba with `out=`, "new" peers
+against bnnumba making a new output. oneDNN writes to an existing output; its *blocked* layout is
+nChw16c (nChw8c where the channels do not fill blocks of 16), which no array library uses.
+"""
+
+
+def seconds(value):
+    """A time with three digits and the unit that fits."""
+    for unit, scale in (("s", 1), ("ms", 1e3), ("us", 1e6)):
+        if value * scale >= 0.9995 or unit == "us":
+            return f"{_digits(value * scale)} {unit}"
+    raise AssertionError
+
+
+def _digits(value):
+    """A number with about three digits."""
+    if value is None:
+        return "-"
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _shape(shape):
+    return "x".join(map(str, shape))
+
+
+def _table(head, rows):
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _peers(races):
+    """Columns for peers: (head, entrant, the bnnumba entrant it is compared with)."""
+    here = {name for race in races for name in race.entrants}
+    own = races[0].own
+    columns = [
+        ("PyTorch out=", "PyTorch out=", OWN),
+        ("PyTorch new", "PyTorch", OWN_NEW),
+        *((name, name, own) for name in ("oneDNN nchw", "oneDNN blocked", "oneDNN nhwc")),
+        ("NumPy", "NumPy", OWN_NEW),
+        ("partial_fit", "partial_fit", OWN_NEW),
+    ]
+    if own == OWN_NEW:
+        columns = [(h.replace(" new", ""), *rest) for h, *rest in columns]
+    return [c for c in columns if c[1] in here]
+
+
+def _race_table(races):
+    columns = _peers(races)
+    fresh = races[0].own == OWN
+    head = ["N x C x H x W", "bnnumba", "times a copy" if fresh else "times a read", "GB/s"]
+    head += ["new output"] if fresh else []
+    rows = []
+    for race in races:
+        if race.own not in race.entrants:
+            continue
+        own = race.entrants[race.own].median
+        row = [_shape(race.shape), seconds(own), _digits(race.ratio(race.own, race.ceiling))]
+        row.append(f"{race.bandwidth(race.own) / 1e9:.1f}")
+        if fresh:
+            row.append(seconds(race.entrants[OWN_NEW].median) if OWN_NEW in race.entrants else "-")
+        rows.append(row + [_digits(race.ratio(name, unit)) for _, name, unit in columns])
+    return _table([*head, *(h for h, _, _ in columns)], rows)
+
+
+def _halves_table(races):
+    rows = [
+        [race.op, race.layout, _shape(race.shape), seconds(race.entrants[race.own].median)]
+        + [_digits(race.ratio(f"bnnumba {dtype}", race.own)) for dtype in HALVES]
+        for race in races
+        if race.large and race.own in race.entrants
+    ]
+    return _table(["op", "layout", "shape", "float32", *HALVES], rows)
+
+
+def _ceilings_table(races):
+    rows = []
+    for race in races:
+        names = READS if race.op == "moments" else COPIES
+        found = [race.entrants[n].median if n in race.entrants else None for n in names]
+        moved = race.nbytes * (1 if race.op == "moments" else 2)
+        best = f"{moved / min(found) / 1e9:.1f}"
+        rows.append([_shape(race.shape), *(seconds(t) for t in found), best])
+    return _table(["shape", *(READS if races[0].op == "moments" else COPIES), "best, GB/s"], rows)
+
+
+def _goals_table(results):
+    rows = []
+    for goal in goals(results):
+        sign = ">=" if goal.at_least else "<="
+        met = {None: "not measured", True: "yes", False: "**no**"}[goal.met]
+        reached = "-" if goal.reached is None else f"{_digits(goal.reached)} {goal.unit}"
+        rows.append([goal.what, f"{sign} {goal.limit:g} {goal.unit}", reached, met, goal.note])
+    return _table(["what", "goal", "reached", "met", "more"], rows)
+
+
+def _machine(environment):
+    cpu = environment["cpu"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return (
+        f"{cpu['model']} ({cpu['vectors']}, last-level cache {cpu['last_level_cache']}), "
+        f"{environment['threads']} threads, {environment['system']}; {versions}; Numba threading "
+        f"layer {environment['threading_layer']}; commit {environment['commit']}, "
+        f"{environment['date']}."
+    )
+
+
+def markdown(results, plots):
+    """The whole report."""
+    parts = [
+        "# CPU benchmarks",
+        "Written by `make bench`. " + _machine(results.environment),
+        "## Goals and what was reached",
+        "Ratios are geometric means over the shapes above 1 MB, unless the line says otherwise.",
+        _goals_table(results),
+        *(f"![{title}]({name})" for name, title in plots),
+        "## How to read the tables",
+        _HOW_TO_READ.strip(),
+    ]
+    for (op, layout), title in _TITLES.items():
+        races = results.of(op, layout)
+        if races:
+            parts += [f"## {title}", _race_table(races)]
+    halves = [r for r in results.races if r.large]
+    if halves:
+        parts += ["## Half precision", "Time in times of float32, large inputs."]
+        parts.append(_halves_table(halves))
+    for op, title in (("inference", "Copy"), ("moments", "Read")):
+        races = results.of(op, "rc")
+        if races:
+            parts += [f"## {title} ceilings", _ceilings_table(races)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _short_table(results):
+    def row(label, race, names):
+        if race is None or race.own not in race.entrants:
+            return None
+        return [
+            label,
+            _shape(race.shape),
+            seconds(race.entrants[race.own].median),
+            seconds(race.entrants[race.ceiling].median),
+            *(_digits(race.ratio(race.best(group), race.own)) for group in names),
+        ]
+
+    shape = IMAGES[2]
+    rows = [
+        row(title, results.find(op, layout, shape), (PYTORCH, ONEDNN[layout], ("NumPy",)))
+        for (op, layout), title in _TITLES.items()
+        if op != "moments"
+    ]
+    stream = results.find("moments", "rc", STREAM)
+    rows.append(row("Moments, 2-D", stream, (("PyTorch",), (), ("NumPy",))))
+    head = ["float32", "shape", "bnnumba", "copy (or read)", "PyTorch", "oneDNN", "NumPy"]
+    text = _table(head, [r for r in rows if r])
+    ratio = stream and stream.ratio("partial_fit", stream.own)
+    more = f"scikit-learn's `partial_fit` takes {_digits(ratio)} times as long as the moments. "
+    more = more if ratio else ""
+    cpu = results.environment["cpu"]["model"]
+    return (
+        f"{text}\n\nThe last three columns say how many times longer the fastest variant of each "
+        f"peer took (oneDNN in its own blocked layout where that is faster). {more}"
+        f"Measured side by side on {results.environment['threads']} threads of an {cpu}; all "
+        "shapes, peers and goals: [docs/benchmarks/cpu.md](docs/benchmarks/cpu.md)."
+    )
+
+
+def write_readme(results, path):
+    """Rewrite the region of the README between its markers, where it has them."""
+    begin, end = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+    text = path.read_text() if path.exists() else ""
+    if begin in text and end in text:
+        region = f"{begin}\n{_short_table(results)}\n{end}"
+        pattern = re.escape(begin) + ".*?" + re.escape(end)
+        path.write_text(re.sub(pattern, lambda _: region, text, flags=re.DOTALL))
