@@ -24,11 +24,12 @@ UNIT = {dtype: float(ml_dtypes.finfo(dtype).eps) for dtype in DTYPES}
 LIMIT = {np.dtype(np.float32): 2.0, np.dtype(np.float64): 16.0, DTYPES[2]: 0.51, BFLOAT16: 0.51}
 
 
-def units(got, expected, dtype=None) -> float:
+def units(got, expected, dtype=None, scale=0.0) -> float:
     """The largest error in units in the last place, relative to the scale of the tensor.
 
     ``max|got - expected| / (eps * max|expected|)``, where eps is the distance from 1 to the next
-    number of ``dtype`` (that of got, unless given) and both maxima go over the whole tensor.
+    number of ``dtype`` (that of got, unless given) and both maxima go over the whole tensor. A
+    larger ``scale`` may be given where the expected values are what a cancellation left over.
     NaN and infinities must be in the same places and do not count otherwise.
     """
     got = np.asarray(got)
@@ -42,19 +43,27 @@ def units(got, expected, dtype=None) -> float:
     if not finite.any():
         return 0.0
     error = float(np.max(np.abs(got[finite] - expected[finite])))
-    scale = float(np.max(np.abs(expected[finite])))
+    scale = max(scale, float(np.max(np.abs(expected[finite]))))
     if scale == 0:
         return 0.0 if error == 0 else np.inf
     return error / (unit * scale)
 
 
-def assert_close(got, expected, dtype=None, limit=None) -> None:
+def assert_close(got, expected, dtype=None, limit=None, scale=0.0) -> None:
     """Assert that got is within the limit of its dtype, in `units`, of the float64 expected."""
     got = np.asarray(got)
     dtype = np.dtype(dtype or got.dtype)
-    error = units(got, expected, dtype)
+    error = units(got, expected, dtype, scale)
     allowed = LIMIT[dtype] if limit is None else limit
     assert error <= allowed, f"{error:.3g} units in the last place of {dtype}, allowed {allowed}"
+
+
+def gradient_scale(dy, count, invstd, weight=None) -> float:
+    """The scale of the terms of dx where a channel has so few values that they nearly cancel."""
+    if count >= 16:
+        return 0.0
+    factor = np.abs(invstd if weight is None else invstd * weight.astype(np.float64))
+    return float(np.max(np.abs(dy.astype(np.float64)), initial=0.0) * np.max(factor, initial=0.0))
 
 
 def relative_error(got, expected) -> float:

@@ -132,7 +132,7 @@ NO_COPY = {
 @pytest.mark.parametrize("name", NO_COPY)
 def test_no_copy_of_the_input_is_made_where_none_is_needed(name):
     tracemalloc = pytest.importorskip("tracemalloc")
-    x = NO_COPY[name](normal((400, 20, 25, 2)))
+    x = NO_COPY[name](normal((8000, 20, 5, 2)))
     out = np.empty_like(x)
     mean, var = np.zeros(x.shape[1]), np.ones(x.shape[1])
 
@@ -148,4 +148,4 @@ def test_no_copy_of_the_input_is_made_where_none_is_needed(name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # NumPy reports every array that it makes; scratch is per channel and per chunk of work.
-    assert peak < max(x.nbytes // 3, 50_000)
+    assert peak < x.nbytes // 3
