@@ -9,8 +9,8 @@ from .peers import COPIES, OWN, OWN_NEW, READS
 _STYLE = {
     OWN: ("bnnumba", "#D55E00", "o"),
     "oneDNN blocked": ("oneDNN nChw16c", "#009E73", "s"),
-    "oneDNN nchw": ("oneDNN nchw", "#56B4E9", "v"),
-    "oneDNN nhwc": ("oneDNN nhwc", "#56B4E9", "v"),
+    "oneDNN nchw": ("oneDNN nchw or nhwc", "#56B4E9", "v"),
+    "oneDNN nhwc": ("oneDNN nchw or nhwc", "#56B4E9", "v"),
     "PyTorch out=": ("PyTorch, out=", "#0072B2", "^"),
     "PyTorch": ("PyTorch", "#CC79A7", "D"),
     "NumPy": ("NumPy", "#777777", "x"),
@@ -27,6 +27,15 @@ def _bulk(races):
 
 def _label(shape):
     return "x".join(map(str, shape))
+
+
+def _legend(figure):
+    """One legend for all axes, each label once."""
+    found = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found))
 
 
 def _times_a_copy(axes, races, title):
@@ -48,7 +57,6 @@ def _times_a_copy(axes, races, title):
     axes.set_xticks(list(where), [_label(r.shape) for r in races], rotation=45, ha="right")
     axes.grid(axis="y", alpha=0.3)
     axes.set_title(title, fontsize=11)
-    axes.legend(fontsize=8, ncols=2)
 
 
 def times_a_copy(results, path):
@@ -60,6 +68,7 @@ def times_a_copy(results, path):
             _times_a_copy(axes, results.of(op, layout), f"{_TITLE[op]}, {_HELD[layout]}")
         row[0].set_ylabel("time, in times of a copy of x (lower is better)")
     figure.suptitle("Batch normalization of float32, time in units of a plain copy")
+    _legend(figure)
     figure.savefig(path, dpi=110)
 
 
@@ -67,12 +76,12 @@ def bandwidth(results, path):
     """Inference and moments as bytes per second, beside copy and read."""
     figure = Figure(figsize=(13, 9), layout="constrained")
     grid = figure.subplots(2, 2)
-    peers = ("PyTorch", "NumPy", "oneDNN blocked", "oneDNN nhwc")
+    peers = ("NumPy", "oneDNN blocked", "oneDNN nhwc")
+    own = {"inference": (OWN, "PyTorch out="), "moments": (OWN_NEW, "PyTorch")}
     for row, (op, ceilings) in zip(grid, (("inference", COPIES), ("moments", READS)), strict=True):
         for axes, layout in zip(row, _HELD, strict=True):
             races = _bulk(results.of(op, layout))
-            rest = (OWN if op == "inference" else OWN_NEW, *peers)
-            shown = [n for n in rest if any(n in r.entrants for r in races)]
+            shown = [n for n in (*own[op], *peers) if any(n in r.entrants for r in races)]
             for k, name in enumerate(shown):
                 label, colour, _ = _STYLE[OWN if name == OWN_NEW else name]
                 at = [i + (k + 0.5) * 0.8 / len(shown) - 0.4 for i in range(len(races))]
@@ -88,8 +97,9 @@ def bandwidth(results, path):
             axes.set_ylabel("GB/s (higher is better)")
             axes.set_title(f"{op.capitalize()}, {_HELD[layout]}", fontsize=11)
             axes.grid(axis="y", alpha=0.3)
-            axes.legend(fontsize=8)
+            axes.set_axisbelow(True)
     figure.suptitle("Bytes of float32 that cannot be avoided, per second")
+    _legend(figure)
     figure.savefig(path, dpi=110)
 
 
