@@ -150,11 +150,9 @@ def test_layouts_of_torch(layout):
 def test_a_torch_tensor_that_requires_grad_is_not_detached_in_silence():
     torch = pytest.importorskip("torch")
     x = torch.from_numpy(normal((4, 6, 6))).requires_grad_()
-    with pytest.raises(bn.BnnumbaError, match="requires_grad|detach"):
+    with pytest.raises(bn.BnnumbaError, match="detach"):
         bn.batch_norm_training(x)
     bn.batch_norm_training(x.detach())
-    with torch.no_grad():
-        bn.batch_norm_training(x)
 
 
 def test_a_numpy_subclass_comes_back_as_an_array():
