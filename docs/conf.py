@@ -46,8 +46,12 @@ html_show_sourcelink = False
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+html_sidebars = {  # pages without siblings
+    page: []
+    for page in ["benchmarks", "changes", "contributing", "examples", "install", "quickstart"]
+}
 html_theme_options = {
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 6,
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": True,
