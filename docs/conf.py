@@ -56,3 +56,13 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": True,
 }
+
+
+def list_recorded_benchmarks(app, docname, source):
+    """Add what ``make bench`` recorded to its page: an empty toctree would be a warning."""
+    if docname == "benchmarks" and any(app.srcdir.glob("benchmarks/*.md")):
+        source[0] += "\n```{toctree}\n:glob:\n\nbenchmarks/*\n```\n"
+
+
+def setup(app):
+    app.connect("source-read", list_recorded_benchmarks)
