@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import types
 import warnings
 
 import numba
@@ -45,12 +46,26 @@ def _compile(function, **options):
     return dispatcher
 
 
+def inlined(function):
+    """Compile a helper into each kernel that calls it.
+
+    Numba compiles and optimizes a called function by itself and then again inside each caller;
+    with helpers inlined before typing, a kernel compiles in a third of the time.
+    """
+    return numba.njit(inline="always", **_OPTIONS)(function)
+
+
 def kernel(function):
-    """Compile a serial kernel: a range kernel or a helper that one calls."""
+    """Compile a range kernel: serial, without the GIL, without allocating."""
     return _compile(function)
 
 
-def driver(function):
-    """Compile a function that runs a range kernel over ``prange``."""
-    warnings.filterwarnings("ignore", category=NumbaPerformanceWarning, module=__package__)
-    return _compile(function, parallel=True)
+def drivers(function):
+    """Compile a function over ``prange`` twice: return ``(parallel, serial)``."""
+    warnings.filterwarnings("ignore", category=NumbaPerformanceWarning, module="numba")
+    # The two must differ in name, by which Numba's cache tells functions apart.
+    twin = types.FunctionType(
+        function.__code__, function.__globals__, f"{function.__name__}_parallel"
+    )
+    twin.__qualname__ = twin.__name__
+    return _compile(twin, parallel=True), _compile(function)

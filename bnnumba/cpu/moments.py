@@ -13,14 +13,15 @@ A constant chunk has pivot = its value exactly (the pivot is a first value plus 
 from it), hence d = 0 and m2 = 0 exactly.
 """
 
-from .jit import kernel
-from .plan import chunk_bounds, slab_chunks
+from .jit import inlined
+from .plan import slab_bounds
 from .simd import (
     BLOCK,
     fma,
     hsum,
     load_f64,
     load_f64_part,
+    prefetch,
     prefetch_block,
     prefetch_distance,
     select_part,
@@ -28,11 +29,13 @@ from .simd import (
     store,
 )
 
+# Rows of a chunk whose mean is the pivot, in the rc view.
+PIVOT_ROWS = 16
 # float64 numbers of workspace per channel: three vectors of 8 lanes.
 WORKSPACE = 24
 
 
-@kernel
+@inlined
 def merge_into(mean, m2, c, count, other_mean, other_m2, other_count):
     """Merge other moments of channel c into ``mean[c], m2[c]``, which count `count` values."""
     total = count + other_count
@@ -43,22 +46,29 @@ def merge_into(mean, m2, c, count, other_mean, other_m2, other_count):
     m2[c] = m2[c] + other_m2 + delta * delta * (count * share) if count else other_m2
 
 
-@kernel
-def merge_slabs(begin, end, n, s, plan, partial, mean_out, m2_out):
+@inlined
+def finish_chunk(mean, m2, c, count, pivot, total, square, size):
+    """Merge the sums of d and d^2 over one chunk into ``mean[c], m2[c]``."""
+    mean_d = total / size
+    rest = square - total * mean_d
+    # Not max(0, ...), which would turn NaN into 0.
+    rest = 0.0 if rest < 0.0 else rest
+    merge_into(mean, m2, c, count, pivot + mean_d, rest, size)
+
+
+@inlined
+def merge_slabs(begin, end, n, s, plan, partial, mean, m2):
     """Merge ``partial[slab, :, c]`` into one mean and m2 for each channel of a range."""
     count = 0
-    for slab in range(plan[3]):
-        first, last = slab_chunks(n, s, plan, slab)
-        size = 0
-        for chunk in range(first, last):
-            n0, n1, s0, s1 = chunk_bounds(n, s, plan, chunk)
-            size += (n1 - n0) * (s1 - s0)
+    for slab in range(plan[0]):
+        n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
+        size = (n1 - n0) * (s1 - s0)
         for c in range(begin, end):
-            merge_into(mean_out, m2_out, c, count, partial[slab, 0, c], partial[slab, 1, c], size)
+            merge_into(mean, m2, c, count, partial[slab, 0, c], partial[slab, 1, c], size)
         count += size
 
 
-@kernel
+@inlined
 def pivot_of(row, s0, s1):
     """Return the mean of a row's first values, exact for constant ones."""
     first = hsum(load_f64_part(row, s0, 1))
@@ -74,7 +84,7 @@ def pivot_of(row, s0, s1):
     return first + hsum(total) / (stop - s0)
 
 
-@kernel
+@inlined
 def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
     """Add sum(d) and sum(d^2) of ``row[s0:s1]`` to the lanes ``sums[at:at + 16]``.
 
@@ -112,34 +122,100 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
     store(sums, at + 8, (q0 + q1) + (q2 + q3))
 
 
-@kernel
+@inlined
 def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2):
     """Write the moments of one slab of x[n, c, s] to ``mean[c], m2[c]`` for a range of channels."""
     n, channels, s = x.shape
     zero = splat_f64(0.0)
-    span = (end - begin) * s - prefetch_distance(x[0, 0])
+    span = (end - begin) * s - prefetch_distance(x)
+    n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     count = 0
-    first, last = slab_chunks(n, s, plan, slab)
-    for chunk in range(first, last):
-        n0, n1, s0, s1 = chunk_bounds(n, s, plan, chunk)
-        for c in range(begin, end):
-            at = (c - begin) * WORKSPACE
-            store(work, at, zero)
-            store(work, at + 8, zero)
-            work[at + 16] = pivot_of(x[n0, c], s0, s1)
-        for i in range(n0, n1):
-            ahead = x[i + 1, begin] if i + 1 < n else x[0, min(end, channels - 1)]
+    for row0 in range(n0, n1, plan[4]):
+        row1 = min(n1, row0 + plan[4])
+        for column0 in range(s0, s1, plan[5]):
+            column1 = min(s1, column0 + plan[5])
             for c in range(begin, end):
                 at = (c - begin) * WORKSPACE
-                turn = span - (c - begin) * s
-                accumulate_row(x[i, c], s0, s1, work[at + 16], ahead, turn, work, at)
-        size = (n1 - n0) * (s1 - s0)
+                store(work, at, zero)
+                store(work, at + 8, zero)
+                work[at + 16] = pivot_of(x[row0, c], column0, column1)
+            for i in range(row0, row1):
+                ahead = x[i + 1, begin] if i + 1 < n else x[0, min(end, channels - 1)]
+                for c in range(begin, end):
+                    at = (c - begin) * WORKSPACE
+                    turn = span - (c - begin) * s
+                    accumulate_row(x[i, c], column0, column1, work[at + 16], ahead, turn, work, at)
+            size = (row1 - row0) * (column1 - column0)
+            for c in range(begin, end):
+                at = (c - begin) * WORKSPACE
+                total, square = hsum(load_f64(work, at)), hsum(load_f64(work, at + 8))
+                finish_chunk(mean, m2, c, count, work[at + 16], total, square, size)
+            count += size
+
+
+@inlined
+def load_lanes(row, i, live):
+    """Return the first `live` of 8 lanes, as float64, and zeros."""
+    return load_f64(row, i) if live >= 8 else load_f64_part(row, i, live)
+
+
+@inlined
+def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2):
+    """Write the moments of one slab of x[r, c] to ``mean[c], m2[c]`` for a range of channels.
+
+    `work` holds sums, squares and pivots of the channels, each in a run padded to whole vectors.
+    """
+    r = x.shape[0]
+    width = (end - begin + 7) // 8 * 8
+    zero = splat_f64(0.0)
+    far = 4 + prefetch_distance(x) // (end - begin)
+    n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
+    count = 0
+    for row0 in range(n0, n1, plan[4]):
+        row1 = min(n1, row0 + plan[4])
+        pivot_rows = min(row1 - row0, PIVOT_ROWS)
+        for at in range(0, width, 8):
+            live = end - begin - at
+            first = load_lanes(x[row0], begin + at, live)
+            total = zero
+            for i in range(row0 + 1, row0 + pivot_rows):
+                total = total + (load_lanes(x[i], begin + at, live) - first)
+            store(work, at, zero)
+            store(work, width + at, zero)
+            store(work, 2 * width + at, first + total / splat_f64(float(pivot_rows)))
+        i = row0
+        while i + 4 <= row1:
+            r0, r1, r2, r3 = x[i], x[i + 1], x[i + 2], x[i + 3]
+            ahead = min(i + far, r - 4)
+            f0, f1, f2, f3 = x[ahead], x[ahead + 1], x[ahead + 2], x[ahead + 3]
+            for at in range(0, width, 8):
+                c = begin + at
+                live = end - c
+                prefetch(f0, c)
+                prefetch(f1, c)
+                prefetch(f2, c)
+                prefetch(f3, c)
+                k = load_f64(work, 2 * width + at)
+                d0 = load_lanes(r0, c, live) - k
+                d1 = load_lanes(r1, c, live) - k
+                d2 = load_lanes(r2, c, live) - k
+                d3 = load_lanes(r3, c, live) - k
+                q = fma(d0, d0, load_f64(work, width + at))
+                q = fma(d3, d3, fma(d2, d2, fma(d1, d1, q)))
+                store(work, at, load_f64(work, at) + ((d0 + d1) + (d2 + d3)))
+                store(work, width + at, q)
+            i += 4
+        while i < row1:
+            row = x[i]
+            for at in range(0, width, 8):
+                live = end - begin - at
+                d0 = load_lanes(row, begin + at, live) - load_f64(work, 2 * width + at)
+                store(work, at, load_f64(work, at) + d0)
+                store(work, width + at, fma(d0, d0, load_f64(work, width + at)))
+            i += 1
+        size = row1 - row0
         for c in range(begin, end):
-            at = (c - begin) * WORKSPACE
-            total, square = hsum(load_f64(work, at)), hsum(load_f64(work, at + 8))
-            mean_d = total / size
-            # Not max(0, ...): that would turn NaN into 0.
-            rest = square - total * mean_d
-            rest = 0.0 if rest < 0.0 else rest
-            merge_into(mean, m2, c, count, work[at + 16] + mean_d, rest, size)
+            at = c - begin
+            pivot = work[2 * width + at]
+            finish_chunk(mean, m2, c, count, pivot, work[at], work[width + at], size)
         count += size

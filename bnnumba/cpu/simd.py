@@ -34,6 +34,7 @@ __all__ = [
     "load_f64",
     "load_f64_part",
     "load_part",
+    "prefetch",
     "prefetch_block",
     "prefetch_distance",
     "rounded",
@@ -401,23 +402,36 @@ def prefetch_distance(typingctx, array):
     return types.int64(array), codegen
 
 
+def _emit_prefetch(context, builder, array_type, array, index):
+    element, _ = _storage(array_type)
+    at = _pointer(context, builder, array_type, array, index, element, 1)
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(ir.VoidType(), [at.type, _I32, _I32, _I32]),
+        "llvm.prefetch.p0",
+    )
+    builder.call(function, [at, _I32(0), _I32(3), _I32(1)])  # a read, into L1, of data
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of ``array[index]``; any index is harmless."""
+
+    def codegen(context, builder, sig, args):
+        _emit_prefetch(context, builder, sig.args[0], *args)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
 @intrinsic
 def prefetch_block(typingctx, array, index):
     """Ask for the cache lines of 64 elements from ``array[index]`` on; any index is harmless."""
 
     def codegen(context, builder, sig, args):
         array, index = args
-        element, size = _storage(sig.args[0])
-        function = None
-        for offset in range(0, BLOCK, 64 // size):
-            place = builder.add(index, _I64(offset))
-            at = _pointer(context, builder, sig.args[0], array, place, element, 1)
-            function = function or cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(ir.VoidType(), [at.type, _I32, _I32, _I32]),
-                "llvm.prefetch.p0",
-            )
-            builder.call(function, [at, _I32(0), _I32(3), _I32(1)])  # a read, into L1, of data
+        for offset in range(0, BLOCK, 64 // _storage(sig.args[0])[1]):
+            _emit_prefetch(context, builder, sig.args[0], array, builder.add(index, _I64(offset)))
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen

@@ -1,0 +1,258 @@
+"""Range kernels of the backward pass.
+
+With M values per channel and xmu = x - mean (Ioffe & Szegedy 2015; PyTorch's Normalization.cuh):
+
+    sum_dy = sum(dy),    sum_dy_xmu = sum(dy * xmu)
+    dx = (dy - sum_dy / M - xmu * invstd^2 * sum_dy_xmu / M) * invstd * weight
+    dweight = sum_dy_xmu * invstd,    dbias = sum_dy
+
+The sums are float64; dx is a * dy + b * (x - center) + rest with coefficients per channel, where
+`center` is the mean rounded to the precision of the arithmetic, as in `normalize`.
+"""
+
+from .jit import inlined
+from .moments import WORKSPACE, load_lanes
+from .plan import slab_bounds
+from .simd import (
+    BLOCK,
+    fma,
+    hsum,
+    lanes,
+    load,
+    load_f64,
+    load_f64_part,
+    load_part,
+    prefetch,
+    prefetch_block,
+    prefetch_distance,
+    rounded,
+    select_part,
+    splat,
+    splat_f64,
+    store,
+    store_part,
+    stream,
+    unaligned,
+)
+
+
+@inlined
+def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn, sums, at):
+    """Add sum(dy) and sum(dy * (x - mean)) of columns s0 to s1 to the lanes ``sums[at:at + 16]``."""
+    k = splat_f64(mean)
+    distance = prefetch_distance(row)
+    a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
+    a1 = a2 = a3 = q1 = q2 = q3 = splat_f64(0.0)
+    i = s0
+    while i < s1:
+        if i < turn:
+            prefetch_block(row, i + distance)
+            prefetch_block(grad, i + distance)
+        else:
+            prefetch_block(row_ahead, i - turn)
+            prefetch_block(grad_ahead, i - turn)
+        stop = min(s1, i + BLOCK)
+        while i + 32 <= stop:
+            g0 = load_f64(grad, i)
+            g1 = load_f64(grad, i + 8)
+            g2 = load_f64(grad, i + 16)
+            g3 = load_f64(grad, i + 24)
+            a0, a1, a2, a3 = a0 + g0, a1 + g1, a2 + g2, a3 + g3
+            q0 = fma(g0, load_f64(row, i) - k, q0)
+            q1 = fma(g1, load_f64(row, i + 8) - k, q1)
+            q2 = fma(g2, load_f64(row, i + 16) - k, q2)
+            q3 = fma(g3, load_f64(row, i + 24) - k, q3)
+            i += 32
+        while i + 8 <= stop:
+            g0 = load_f64(grad, i)
+            a0, q0 = a0 + g0, fma(g0, load_f64(row, i) - k, q0)
+            i += 8
+        if i < stop:
+            live = stop - i
+            g1 = load_f64_part(grad, i, live)
+            a1, q1 = a1 + g1, fma(g1, select_part(load_f64_part(row, i, live) - k, live), q1)
+            i = stop
+    store(sums, at, (a0 + a1) + (a2 + a3))
+    store(sums, at + 8, (q0 + q1) + (q2 + q3))
+
+
+@inlined
+def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
+    """Write the two sums over one slab of x[n, c, s] for a range of channels."""
+    n, channels, s = x.shape
+    zero = splat_f64(0.0)
+    span = (end - begin) * s - prefetch_distance(x)
+    n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
+    for c in range(begin, end):
+        at = (c - begin) * WORKSPACE
+        store(work, at, zero)
+        store(work, at + 8, zero)
+    for i in range(n0, n1):
+        if i + 1 < n:
+            row_ahead, grad_ahead = x[i + 1, begin], dy[i + 1, begin]
+        else:
+            row_ahead, grad_ahead = x[0, min(end, channels - 1)], dy[0, min(end, channels - 1)]
+        for c in range(begin, end):
+            at = (c - begin) * WORKSPACE
+            turn = span - (c - begin) * s
+            accumulate_gradient_row(
+                x[i, c], dy[i, c], s0, s1, mean[c], row_ahead, grad_ahead, turn, work, at
+            )
+    for c in range(begin, end):
+        at = (c - begin) * WORKSPACE
+        sum_dy[c] = hsum(load_f64(work, at))
+        sum_dy_xmu[c] = hsum(load_f64(work, at + 8))
+
+
+@inlined
+def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
+    """Write the two sums over one slab of x[r, c] for a range of channels."""
+    r = x.shape[0]
+    width = (end - begin + 7) // 8 * 8
+    far = 2 + prefetch_distance(x) // (end - begin)
+    n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
+    for at in range(0, 2 * width, 8):
+        store(work, at, splat_f64(0.0))
+    i = n0
+    while i + 2 <= n1:
+        r0, r1, g0, g1 = x[i], x[i + 1], dy[i], dy[i + 1]
+        ahead = min(i + far, r - 2)
+        fr0, fr1, fg0, fg1 = x[ahead], x[ahead + 1], dy[ahead], dy[ahead + 1]
+        for at in range(0, width, 8):
+            c = begin + at
+            live = end - c
+            prefetch(fr0, c)
+            prefetch(fr1, c)
+            prefetch(fg0, c)
+            prefetch(fg1, c)
+            k = load_lanes(mean, c, live)
+            v0, v1 = load_lanes(g0, c, live), load_lanes(g1, c, live)
+            q = fma(v0, load_lanes(r0, c, live) - k, load_f64(work, width + at))
+            store(work, width + at, fma(v1, load_lanes(r1, c, live) - k, q))
+            store(work, at, load_f64(work, at) + (v0 + v1))
+        i += 2
+    while i < n1:
+        row, grad = x[i], dy[i]
+        for at in range(0, width, 8):
+            c = begin + at
+            live = end - c
+            v0 = load_lanes(grad, c, live)
+            d0 = load_lanes(row, c, live) - load_lanes(mean, c, live)
+            store(work, width + at, fma(v0, d0, load_f64(work, width + at)))
+            store(work, at, load_f64(work, at) + v0)
+        i += 1
+    for c in range(begin, end):
+        sum_dy[c] = work[c - begin]
+        sum_dy_xmu[c] = work[width + c - begin]
+
+
+@inlined
+def add_slabs(begin, end, plan, partial, sums):
+    """Add ``partial[slab]`` over the slabs, in order, for a range of channels."""
+    for c in range(begin, end):
+        sums[0, c] = partial[0, 0, c]
+        sums[1, c] = partial[0, 1, c]
+    for slab in range(1, plan[0]):
+        for c in range(begin, end):
+            sums[0, c] += partial[slab, 0, c]
+            sums[1, c] += partial[slab, 1, c]
+
+
+@inlined
+def parameter_gradients(begin, end, invstd, sums, dweight, dbias):
+    """Write dweight and dbias for a range of channels."""
+    for c in range(begin, end):
+        dweight[c] = sums[1, c] * invstd[c]
+        dbias[c] = sums[0, c]
+
+
+@inlined
+def input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs):
+    """Write ``coefs[:, c] = center, a, b, rest``, so that dx = a * dy + b * (x - center) + rest."""
+    for c in range(begin, end):
+        a = invstd[c]
+        if weight.size:
+            a *= weight[c]
+        b = -a * (invstd[c] * invstd[c]) * (sums[1, c] / count)
+        center = rounded(coefs, mean[c])
+        coefs[0, c] = center
+        coefs[1, c] = a
+        coefs[2, c] = b
+        coefs[3, c] = -a * (sums[0, c] / count) - b * (mean[c] - center)
+
+
+@inlined
+def input_row(row, grad, out, begin, end, center, a, b, rest, streaming):
+    """Write dx for ``row[begin:end]`` of one channel."""
+    step = lanes(row)
+    vc, va, vb, vr = splat(row, center), splat(row, a), splat(row, b), splat(row, rest)
+    i = begin
+    if streaming:
+        head = min(end - begin, unaligned(out, begin))
+        while head > 0:
+            part = min(head, step)
+            v = fma(load_part(row, i, part) - vc, vb, vr)
+            store_part(out, i, part, fma(load_part(grad, i, part), va, v))
+            i += part
+            head -= part
+        while i + step <= end:
+            stream(out, i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
+            i += step
+    while i + step <= end:
+        store(out, i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
+        i += step
+    if i < end:
+        part = end - i
+        v = fma(load_part(row, i, part) - vc, vb, vr)
+        store_part(out, i, part, fma(load_part(grad, i, part), va, v))
+
+
+@inlined
+def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming):
+    """Write dx for one slab of x[n, c, s] and a range of channels, last rows first."""
+    n, _, s = x.shape
+    n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
+    for i in range(n1 - 1, n0 - 1, -1):
+        for c in range(begin, end):
+            center, a, b, rest = coefs[0, c], coefs[1, c], coefs[2, c], coefs[3, c]
+            input_row(x[i, c], dy[i, c], dx[i, c], s0, s1, center, a, b, rest, streaming)
+
+
+@inlined
+def input_part(row, grad, coefs, c, live):
+    """Return dx for fewer channels than a vector holds."""
+    v = load_part(row, c, live) - load_part(coefs[0], c, live)
+    v = fma(v, load_part(coefs[2], c, live), load_part(coefs[3], c, live))
+    return fma(load_part(grad, c, live), load_part(coefs[1], c, live), v)
+
+
+@inlined
+def input_whole(row, grad, coefs, c):
+    """Return dx for one vector of channels."""
+    v = fma(load(row, c) - load(coefs[0], c), load(coefs[2], c), load(coefs[3], c))
+    return fma(load(grad, c), load(coefs[1], c), v)
+
+
+@inlined
+def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming):
+    """Write dx for one slab of x[r, c] and a range of channels, last rows first."""
+    n0, n1, _, _ = slab_bounds(x.shape[0], 1, plan, slab)
+    step = lanes(x)
+    for i in range(n1 - 1, n0 - 1, -1):
+        row, grad, out = x[i], dy[i], dx[i]
+        c = begin
+        if streaming:
+            head = min(end - begin, unaligned(out, begin))
+            while head > 0:
+                part = min(head, step)
+                store_part(out, c, part, input_part(row, grad, coefs, c, part))
+                c += part
+                head -= part
+            while c + step <= end:
+                stream(out, c, input_whole(row, grad, coefs, c))
+                c += step
+        while c + step <= end:
+            store(out, c, input_whole(row, grad, coefs, c))
+            c += step
+        if c < end:
+            store_part(out, c, end - c, input_part(row, grad, coefs, c, end - c))

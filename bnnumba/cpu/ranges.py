@@ -1,0 +1,166 @@
+"""The range kernels: each does the work items ``[begin, end)``, serially, without allocating.
+
+An item of a split step is a slab and a block of channels; an item of a fused step is a block of
+channels, whose second sweep finds the block still in the cache. ``x`` is x[n, c, s] or x[r, c]; the
+branch on its rank is resolved when a kernel is compiled.
+"""
+
+from .backward import (
+    add_slabs,
+    input_coefficients,
+    input_slab_ncs,
+    input_slab_rc,
+    parameter_gradients,
+    reduce_slab_ncs,
+    reduce_slab_rc,
+)
+from .jit import kernel
+from .moments import collect_slab_ncs, collect_slab_rc, merge_slabs
+from .normalize import (
+    normalize_coefficients,
+    normalize_slab_ncs,
+    normalize_slab_rc,
+    write_inverse_std,
+)
+
+
+@kernel
+def forward_range(
+    begin, end, x, block, plan, weight, bias, eps, work, partial, coefs, stats, y, streaming
+):
+    """Normalize blocks of channels by their own statistics; stats are mean, m2, invstd."""
+    channels = x.shape[1]
+    count = x.size // channels
+    for item in range(begin, end):
+        c0 = item * block
+        c1 = min(channels, c0 + block)
+        for slab in range(plan[0]):
+            mean, m2 = partial[slab, 0], partial[slab, 1]
+            if x.ndim == 3:
+                collect_slab_ncs(x, slab, c0, c1, plan, work, mean, m2)
+            else:
+                collect_slab_rc(x, slab, c0, c1, plan, work, mean, m2)
+        s = x.shape[2] if x.ndim == 3 else 1
+        merge_slabs(c0, c1, x.shape[0], s, plan, partial, stats[0], stats[1])
+        write_inverse_std(c0, c1, stats[1], count, eps, stats[2])
+        normalize_coefficients(c0, c1, stats[0], stats[2], weight, bias, coefs)
+        for slab in range(plan[0] - 1, -1, -1):
+            if x.ndim == 3:
+                normalize_slab_ncs(x, slab, c0, c1, plan, coefs, y, streaming)
+            else:
+                normalize_slab_rc(x, slab, c0, c1, plan, coefs, y, streaming)
+
+
+@kernel
+def collect_range(begin, end, x, block, plan, work, partial):
+    """Write the moments of each slab and channel to ``partial[slab, :, c]``."""
+    channels = x.shape[1]
+    blocks = (channels + block - 1) // block
+    for item in range(begin, end):
+        slab = item // blocks
+        c0 = item % blocks * block
+        c1 = min(channels, c0 + block)
+        mean, m2 = partial[slab, 0], partial[slab, 1]
+        if x.ndim == 3:
+            collect_slab_ncs(x, slab, c0, c1, plan, work, mean, m2)
+        else:
+            collect_slab_rc(x, slab, c0, c1, plan, work, mean, m2)
+
+
+@kernel
+def merge_range(begin, end, n, s, plan, partial, eps, stats):
+    """Merge partial moments into stats (mean, m2, invstd) for the channels ``[begin, end)``."""
+    merge_slabs(begin, end, n, s, plan, partial, stats[0], stats[1])
+    write_inverse_std(begin, end, stats[1], n * s, eps, stats[2])
+
+
+@kernel
+def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
+    """Normalize slabs and blocks of channels by given coefficients."""
+    channels = x.shape[1]
+    blocks = (channels + block - 1) // block
+    for item in range(begin, end):
+        slab = item // blocks
+        c0 = item % blocks * block
+        c1 = min(channels, c0 + block)
+        if x.ndim == 3:
+            normalize_slab_ncs(x, slab, c0, c1, plan, coefs, y, streaming)
+        else:
+            normalize_slab_rc(x, slab, c0, c1, plan, coefs, y, streaming)
+
+
+@kernel
+def coefficients_range(begin, end, mean, invstd, weight, bias, coefs):
+    """Write the coefficients that normalize the channels ``[begin, end)``."""
+    normalize_coefficients(begin, end, mean, invstd, weight, bias, coefs)
+
+
+@kernel
+def backward_range(
+    begin, end, x, dy, block, plan, weight, stats, work, partial, sums, coefs,
+    dx, dweight, dbias, streaming,
+):  # fmt: skip
+    """Write the three gradients of blocks of channels normalized by their own statistics."""
+    channels = x.shape[1]
+    count = x.size // channels
+    for item in range(begin, end):
+        c0 = item * block
+        c1 = min(channels, c0 + block)
+        for slab in range(plan[0]):
+            first, second = partial[slab, 0], partial[slab, 1]
+            if x.ndim == 3:
+                reduce_slab_ncs(x, dy, slab, c0, c1, plan, work, stats[0], first, second)
+            else:
+                reduce_slab_rc(x, dy, slab, c0, c1, plan, work, stats[0], first, second)
+        add_slabs(c0, c1, plan, partial, sums)
+        parameter_gradients(c0, c1, stats[2], sums, dweight, dbias)
+        input_coefficients(c0, c1, count, stats[0], stats[2], sums, weight, coefs)
+        for slab in range(plan[0] - 1, -1, -1):
+            if x.ndim == 3:
+                input_slab_ncs(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
+            else:
+                input_slab_rc(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
+
+
+@kernel
+def reduce_range(begin, end, x, dy, block, plan, mean, work, partial):
+    """Write sum(dy) and sum(dy * xmu) of each slab and channel to ``partial[slab, :, c]``."""
+    channels = x.shape[1]
+    blocks = (channels + block - 1) // block
+    for item in range(begin, end):
+        slab = item // blocks
+        c0 = item % blocks * block
+        c1 = min(channels, c0 + block)
+        first, second = partial[slab, 0], partial[slab, 1]
+        if x.ndim == 3:
+            reduce_slab_ncs(x, dy, slab, c0, c1, plan, work, mean, first, second)
+        else:
+            reduce_slab_rc(x, dy, slab, c0, c1, plan, work, mean, first, second)
+
+
+@kernel
+def sums_range(begin, end, plan, partial, invstd, sums, dweight, dbias):
+    """Add partial sums and write dweight and dbias for the channels ``[begin, end)``."""
+    add_slabs(begin, end, plan, partial, sums)
+    parameter_gradients(begin, end, invstd, sums, dweight, dbias)
+
+
+@kernel
+def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
+    """Write dx for slabs and blocks of channels by given coefficients."""
+    channels = x.shape[1]
+    blocks = (channels + block - 1) // block
+    for item in range(begin, end):
+        slab = item // blocks
+        c0 = item % blocks * block
+        c1 = min(channels, c0 + block)
+        if x.ndim == 3:
+            input_slab_ncs(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
+        else:
+            input_slab_rc(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
+
+
+@kernel
+def input_coefficients_range(begin, end, count, mean, invstd, sums, weight, coefs):
+    """Write the coefficients of dx for the channels ``[begin, end)``."""
+    input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs)
