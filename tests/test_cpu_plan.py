@@ -1,0 +1,66 @@
+"""The cut of work: every value in exactly one slab, by shape alone, in pieces of bounded size."""
+
+import numpy as np
+import pytest
+
+from bnnumba.cpu import plan
+from bnnumba.cpu.jit import kernel
+
+EXTENTS = [1, 2, 3, 7, 63, 64, 65, 100, 128, 129, 1000, 2048, 2049, 4097, 16_384, 16_385, 131_073]
+
+
+@kernel
+def bounds(n, s, cut, slab):
+    return plan.slab_bounds(n, s, cut, slab)
+
+
+def slabs(n, s, cut):
+    return [bounds(n, s, cut, slab) for slab in range(cut[0])]
+
+
+@pytest.mark.parametrize("s", EXTENTS)
+def test_slabs_cover_every_value_once(s):
+    for n in EXTENTS:
+        if n * s > 3e8:
+            continue
+        found = slabs(n, s, plan.plan_ncs(n, s))
+        rows = sorted({(n0, n1) for n0, n1, _, _ in found})
+        columns = sorted({(s0, s1) for _, _, s0, s1 in found})
+        assert len(found) == len(rows) * len(columns) == len(set(found))
+        for parts, extent in ((rows, n), (columns, s)):
+            assert parts[0][0] == 0
+            assert parts[-1][1] == extent
+            assert all(a < b for a, b in parts)
+            assert all(a[1] == b[0] for a, b in zip(parts, parts[1:], strict=False))
+
+
+@pytest.mark.parametrize("r", [*EXTENTS, 2**31 + 5, 2**40])
+def test_rows_are_covered_once(r):
+    found = slabs(r, 1, plan.plan_rc(r))
+    assert found[0][0] == 0
+    assert found[-1][1] == r
+    assert all(a[1] == b[0] for a, b in zip(found, found[1:], strict=False))
+    assert {(s0, s1) for _, _, s0, s1 in found} == {(0, 1)}
+
+
+@pytest.mark.parametrize(("n", "s"), [(2**31 + 5, 1), (1, 2**31 + 5), (2**20, 2**20), (3, 2**33)])
+def test_large_shapes_do_not_overflow(n, s):
+    found = slabs(n, s, plan.plan_ncs(n, s))
+    assert sum((n1 - n0) * (s1 - s0) for n0, n1, s0, s1 in found) == n * s
+    assert len(found) <= plan.SLABS
+
+
+def test_there_are_enough_slabs_for_many_threads_and_no_more():
+    for n, s in [(1, 10_000_000), (10_000_000, 1), (1000, 10_000)]:
+        assert 32 <= plan.plan_ncs(n, s)[0] <= plan.SLABS
+    assert plan.plan_rc(10_000_000)[0] == plan.SLABS
+    assert plan.plan_ncs(4, 16)[0] == 1
+
+
+def test_a_chunk_is_short_enough_to_be_summed_against_one_pivot():
+    for n in EXTENTS:
+        for s in EXTENTS:
+            *_, rows, columns = plan.plan_ncs(n, s)
+            assert rows * columns <= np.maximum(plan.CHUNK, 1)
+            assert rows <= n
+            assert columns <= s
