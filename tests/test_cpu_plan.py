@@ -1,5 +1,7 @@
 """The cut of work: every value in exactly one slab, by shape alone, in pieces of bounded size."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ def test_slabs_cover_every_value_once(s):
             assert parts[0][0] == 0
             assert parts[-1][1] == extent
             assert all(a < b for a, b in parts)
-            assert all(a[1] == b[0] for a, b in zip(parts, parts[1:], strict=False))
+            assert all(a[1] == b[0] for a, b in pairwise(parts))
 
 
 @pytest.mark.parametrize("r", [*EXTENTS, 2**31 + 5, 2**40])
@@ -39,7 +41,7 @@ def test_rows_are_covered_once(r):
     found = slabs(r, 1, plan.plan_rc(r))
     assert found[0][0] == 0
     assert found[-1][1] == r
-    assert all(a[1] == b[0] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(found))
     assert {(s0, s1) for _, _, s0, s1 in found} == {(0, 1)}
 
 
