@@ -1,7 +1,9 @@
 """Every Numba compile option that the CPU kernels use, each with its reason."""
 
 import hashlib
+import inspect
 import pathlib
+import threading
 import types
 import warnings
 
@@ -60,12 +62,64 @@ def kernel(function):
     return _compile(function)
 
 
-def drivers(function):
-    """Compile a function over ``prange`` twice: return ``(parallel, serial)``."""
-    warnings.filterwarnings("ignore", category=NumbaPerformanceWarning, module="numba")
-    # The two must differ in name, by which Numba's cache tells functions apart.
-    twin = types.FunctionType(
-        function.__code__, function.__globals__, f"{function.__name__}_parallel"
-    )
-    twin.__qualname__ = twin.__name__
-    return _compile(twin, parallel=True), _compile(function)
+class Strided:
+    """A compiled function that takes contiguous, strided and read-only arrays alike.
+
+    Numba would compile another version for each combination of layouts that it meets. Here arrays
+    are typed as strided, and as read-only unless they are among `outputs`, so that there is one
+    version for each combination of dtypes and ranks.
+    """
+
+    def __init__(self, function, outputs, **options):
+        self.dispatcher = _compile(function, **options)
+        self._written = [name in outputs for name in inspect.signature(function).parameters]
+        self._compiling = threading.Lock()
+        # Numba refuses to stop compiling before there is something compiled.
+        self._call = self.dispatcher if config.DISABLE_JIT else self._compile_and_call
+
+    def __call__(self, *arguments):
+        """Call, compiling first where the types are new."""
+        try:
+            return self._call(*arguments)
+        except TypeError:
+            if config.DISABLE_JIT:
+                raise
+            return self._compile_and_call(*arguments)
+
+    def _compile_and_call(self, *arguments):
+        self.compile(arguments)
+        self._call = self.dispatcher
+        return self.dispatcher(*arguments)
+
+    def compile(self, arguments):
+        """Compile (or load from the cache) the version that takes these arguments."""
+        signature = tuple(
+            _strided(numba.typeof(argument), written)
+            for argument, written in zip(arguments, self._written, strict=True)
+        )
+        with self._compiling:
+            if signature not in self.dispatcher.overloads:
+                self.dispatcher.disable_compile(False)
+                try:
+                    self.dispatcher.compile(signature)
+                finally:
+                    self.dispatcher.disable_compile()
+
+
+def _strided(kind, written):
+    if isinstance(kind, numba.types.Array):
+        return numba.types.Array(kind.dtype, kind.ndim, "A", readonly=not written)
+    return kind
+
+
+class Driver:
+    """A function over ``prange``, compiled with and without threads."""
+
+    def __init__(self, function, outputs):
+        warnings.filterwarnings("ignore", category=NumbaPerformanceWarning, module="numba")
+        # The two must differ in name, by which Numba's cache tells functions apart.
+        name = f"{function.__name__}_parallel"
+        twin = types.FunctionType(function.__code__, function.__globals__, name)
+        twin.__qualname__ = name
+        self.parallel = Strided(twin, outputs, parallel=True)
+        self.serial = Strided(function, outputs)

@@ -8,8 +8,9 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from .jit import drivers
+from .jit import Driver, Strided
 from .moments import WORKSPACE
+from .normalize import write_inverse_std
 from .ranges import (
     backward_range,
     coefficients_range,
@@ -99,9 +100,31 @@ def _input(x, dy, block, plan, weight, mean, invstd, sums, count, dx, streaming)
         input_range(first, first + 1, x, dy, block, plan, coefs, dx, streaming)
 
 
-forward_parallel, forward_serial = drivers(_forward)
-collect_parallel, collect_serial = drivers(_collect)
-normalize_parallel, normalize_serial = drivers(_normalize)
-backward_parallel, backward_serial = drivers(_backward)
-reduce_parallel, reduce_serial = drivers(_reduce)
-input_parallel, input_serial = drivers(_input)
+forward = Driver(_forward, {"stats", "y"})
+collect = Driver(_collect, {"stats"})
+normalize = Driver(_normalize, {"y"})
+backward = Driver(_backward, {"dx", "dweight", "dbias"})
+reduce = Driver(_reduce, {"sums", "dweight", "dbias"})
+input_gradient = Driver(_input, {"dx"})
+
+
+def _update_running(running_mean, running_var, batches, mean, m2, count, momentum, correction):
+    for c in range(running_mean.size):
+        running_mean[c] += momentum * (mean[c] - running_mean[c])
+    for c in range(running_var.size):
+        running_var[c] += momentum * (m2[c] / (count - correction) - running_var[c])
+    for i in range(batches.size):
+        batches[i] += 1
+
+
+def _constant_stats(mean, var, eps, stats):
+    channels = mean.size
+    for c in range(channels):
+        stats[0, c] = mean[c]
+        stats[1, c] = var[c]
+    write_inverse_std(0, channels, stats[1], 1.0, eps, stats[2])
+
+
+# One call, which nothing interrupts, moves all running statistics; an empty array is left out.
+update_running = Strided(_update_running, {"running_mean", "running_var", "batches"})
+constant_stats = Strided(_constant_stats, {"stats"})

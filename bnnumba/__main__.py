@@ -1,0 +1,125 @@
+"""``python -m bnnumba``: what a bug report needs, and compiling ahead of the first call."""
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+import time
+
+import numpy as np
+
+from . import __version__
+
+
+def _cuda_state() -> str:
+    try:
+        from numba import cuda
+    except ImportError:
+        return "numba-cuda is not installed (pip install 'bnnumba[cu13]')"
+    try:
+        if not cuda.is_available():
+            return "no device found"
+        return cuda.get_current_device().name.decode()
+    except Exception as error:
+        return f"not usable: {error}"
+
+
+def _cache_directory() -> str:
+    from .cpu import parallel
+
+    cache = getattr(parallel.forward.serial.dispatcher, "_cache", None)
+    path = getattr(cache, "cache_path", None)
+    return path or "none can be written, each process compiles anew"
+
+
+def _threading_layer() -> str:
+    import numba
+
+    x = np.ones((8, 128, 128), np.float32)
+    from . import moments
+
+    moments(x)  # the layer is chosen when the first parallel region runs
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        return "none in use"
+
+
+def info() -> None:
+    """Print versions, the CPU, threads, the cache directory and the state of CUDA."""
+    import llvmlite.binding as llvm
+    import numba
+
+    features = llvm.get_host_cpu_features()
+    known = [name for name in ("sse4.2", "avx2", "fma", "f16c", "avx512f") if features.get(name)]
+    rows = {
+        "bnnumba": __version__,
+        "Python": f"{sys.version.split()[0]} ({platform.platform()})",
+        "Numba": f"{numba.__version__} (llvmlite {importlib.metadata.version('llvmlite')})",
+        "NumPy": np.__version__,
+        "CPU": f"{llvm.get_host_cpu_name()} ({', '.join(known)})",
+        "threading layer": _threading_layer(),
+        "threads": numba.get_num_threads(),
+        "cache": _cache_directory(),
+        "CUDA": _cuda_state(),
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+# Shapes that reach the serial, the fused and the split drivers of both views.
+_SHAPES = [((4, 8, 16), 1), ((64, 8), 1), ((8, 64, 256), 1), ((8, 2, 8192), 1), ((20000, 64), 1), ((1024, 512), 1)]  # fmt: skip
+
+
+def warmup(dtypes: list[str]) -> None:
+    """Compile the kernels for the common cases, as far as the cache does not have them."""
+    from . import batch_norm_backward, batch_norm_inference, batch_norm_training, moments
+
+    cases = [(dtype, shape, axis) for dtype in dtypes for shape, axis in _SHAPES]
+    begin = time.perf_counter()
+    for done, (dtype, shape, axis) in enumerate(cases, 1):
+        kind = np.dtype(dtype) if dtype != "bfloat16" else _bfloat16()
+        x = np.ones(shape, kind)
+        weight = np.ones(shape[axis], np.float64 if dtype == "float64" else np.float32)
+        mean, var = np.zeros_like(weight), np.ones_like(weight)
+        y, saved = batch_norm_training(
+            x, weight, weight, running_mean=mean, running_var=var, axis=axis
+        )
+        batch_norm_backward(y, saved)
+        batch_norm_inference(x, mean, var, weight, weight, axis=axis)
+        moments(x, axis=axis)
+        seconds = time.perf_counter() - begin
+        print(f"[{done}/{len(cases)}] {dtype} {shape}: {seconds:.1f} s so far", flush=True)
+    print(f"compiled code is in {_cache_directory()}")
+
+
+def _bfloat16() -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bnnumba", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="print versions, CPU, threads, cache directory, CUDA state")
+    warm = commands.add_parser("warmup", help="compile the common cases ahead, into the cache")
+    warm.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=["float32", "float64", "float16", "bfloat16"],
+        default=["float32"],
+        help="dtypes of the data to compile for (default: float32)",
+    )
+    options = parser.parse_args(arguments)
+    if options.command == "info":
+        info()
+    else:
+        warmup(options.dtypes)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,41 @@
+"""Whether a call may use threads: one parallel region at a time, and none after a fork.
+
+Numba's workqueue layer aborts the process on concurrent use, GNU OpenMP kills a forked child that
+uses it, and two regions at once only compete. As results do not depend on it, a call that comes
+while another runs in parallel, say from a worker of someone else's pool, runs serially.
+"""
+
+import os
+import threading
+
+import numba
+from numba.np.ufunc import parallel as numba_parallel
+
+_region = threading.Lock()
+_forked = False
+
+
+def _after_fork():
+    global _region, _forked
+    _region = threading.Lock()
+    # A child of a process that never started Numba's threads may start its own.
+    _forked = getattr(numba_parallel, "_is_initialized", True)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def run(driver, large, *arguments):
+    """Run a driver, with threads if the work is large and this process and moment allow it."""
+    if large and not _forked and _region.acquire(blocking=False):
+        try:
+            return driver.parallel(*arguments)
+        finally:
+            _region.release()
+    return driver.serial(*arguments)
+
+
+def count():
+    """Return how many threads a parallel region would use."""
+    return 1 if _forked else numba.get_num_threads()

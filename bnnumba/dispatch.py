@@ -1,0 +1,195 @@
+"""From the caller's arrays to those of a backend, and results back to the caller's library.
+
+Looks only at libraries that the process has already loaded: whoever holds a PyTorch tensor has
+imported torch.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from .errors import BackendError, BnnumbaTypeError, BnnumbaValueError
+
+__all__ = ["NUMPY", "Library", "library_of"]
+
+Array = Any
+_CPU_DEVICES = (1, 3, 11, 13)  # DLPack's kDLCPU, kDLCUDAHost, kDLROCMHost, kDLCUDAManaged
+_CUDA_DEVICE = 2
+
+
+class Library:
+    """An array library whose CPU arrays can be read and made without a copy."""
+
+    name = "NumPy"
+
+    def enter(self, argument: str, array: Array) -> np.ndarray:
+        """Return `array` as a NumPy array over the same memory, or raise."""
+        if isinstance(array, np.ndarray):
+            if isinstance(array, np.ma.MaskedArray):
+                msg = f"{argument}: masked arrays are not supported, got a mask; fill or drop it"
+                raise BnnumbaTypeError(msg)
+            return np.asarray(array)  # a subclass, such as memmap, as the array that it is
+        raise _not_of(self, argument, array)
+
+    def leave(self, array: np.ndarray) -> Array:
+        """Return a NumPy array of ours as an array of this library."""
+        return array
+
+
+class _Torch(Library):
+    name = "PyTorch"
+
+    def enter(self, argument: str, array: Array) -> np.ndarray:
+        import torch
+
+        if not isinstance(array, torch.Tensor):
+            raise _not_of(self, argument, array)
+        if array.device.type != "cpu":
+            raise _wrong_device(argument, f"device {array.device}")
+        if array.requires_grad:
+            msg = (
+                f"{argument}: expected a tensor outside of autograd, got one that requires a "
+                "gradient; pass tensor.detach(), or use bnnumba.adapters.torch"
+            )
+            raise BnnumbaTypeError(msg)
+        if array.layout != torch.strided:
+            msg = f"{argument}: expected a dense tensor, got layout {array.layout}"
+            raise BnnumbaTypeError(msg)
+        if array.dtype == torch.bfloat16:
+            import ml_dtypes
+
+            return array.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return array.numpy()
+
+    def leave(self, array: np.ndarray) -> Array:
+        import torch
+
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+
+class _Jax(Library):
+    name = "JAX"
+
+    def enter(self, argument: str, array: Array) -> np.ndarray:
+        import jax
+
+        if not isinstance(array, jax.Array):
+            raise _not_of(self, argument, array)
+        if isinstance(array, jax.core.Tracer):
+            msg = f"{argument}: expected a concrete array, got a JAX tracer; call outside of jit"
+            raise BnnumbaTypeError(msg)
+        device = next(iter(array.devices()))
+        if device.platform != "cpu":
+            raise _wrong_device(argument, f"device {device}")
+        return np.asarray(array)  # shares memory, read-only
+
+    def leave(self, array: np.ndarray) -> Array:
+        import jax.numpy
+
+        return jax.numpy.asarray(array)
+
+
+class _DLPack(Library):
+    """Any other library whose arrays speak DLPack, known by the type of its arrays."""
+
+    def __init__(self, array: Array) -> None:
+        self.kind = type(array)
+        self.name = f"{self.kind.__module__}.{self.kind.__qualname__}"
+        try:
+            self.namespace = array.__array_namespace__()
+        except Exception:
+            self.namespace = None
+
+    def enter(self, argument: str, array: Array) -> np.ndarray:
+        if not hasattr(array, "__dlpack__"):
+            raise _not_of(self, argument, array)
+        device = _dlpack_device(argument, array)
+        if device not in _CPU_DEVICES:
+            raise _wrong_device(argument, f"DLPack device type {device}")
+        try:
+            return np.from_dlpack(array)
+        except Exception as error:
+            msg = f"{argument}: NumPy cannot take this {self.name} through DLPack: {error}"
+            raise BnnumbaTypeError(msg) from error
+
+    def leave(self, array: np.ndarray) -> Array:
+        if self.namespace is None or not hasattr(self.namespace, "from_dlpack"):
+            return array
+        return self.namespace.from_dlpack(array)
+
+
+NUMPY = Library()
+_TORCH = _Torch()
+_JAX = _Jax()
+
+
+def _kind(value: Array) -> str:
+    kind = type(value)
+    if value is None or kind.__module__ == "builtins":
+        return repr(value) if value is None else kind.__name__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _not_of(library: Library, argument: str, value: Array) -> BnnumbaTypeError:
+    if isinstance(value, (list, tuple)):
+        hint = "; use np.asarray(...)" if library is NUMPY else ""
+        return BnnumbaTypeError(f"{argument}: expected an array, got a {_kind(value)}{hint}")
+    if library is NUMPY:
+        return BnnumbaTypeError(f"{argument}: expected a numpy.ndarray, got {_kind(value)}")
+    return BnnumbaTypeError(
+        f"{argument}: expected an array of {library.name}, as x is one, got {_kind(value)}"
+    )
+
+
+def _wrong_device(argument: str, found: str) -> BackendError:
+    return BackendError(f"{argument}: expected an array on the CPU, got one on {found}")
+
+
+def _dlpack_device(argument: str, array: Array) -> int:
+    try:
+        return int(array.__dlpack_device__()[0])
+    except Exception as error:
+        msg = f"{argument}: {_kind(array)} does not tell its DLPack device: {error}"
+        raise BnnumbaTypeError(msg) from error
+
+
+def library_of(argument: str, array: Array) -> Library:
+    """Return the library of an array that decides where a call runs, or raise."""
+    if isinstance(array, np.ndarray):
+        return NUMPY
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, getattr(torch, "Tensor", ())):
+        return _TORCH
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(array, getattr(jax, "Array", ())):
+        return _JAX
+    if hasattr(array, "__cuda_array_interface__"):
+        msg = (
+            f"{argument}: {_kind(array)} is a GPU array, and this version of bnnumba has no CUDA "
+            "backend; copy it to the CPU"
+        )
+        raise BackendError(msg)
+    if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+        return _DLPack(array)
+    if isinstance(array, (list, tuple)):
+        msg = f"{argument}: expected an array, got a {_kind(array)}; use np.asarray({argument})"
+        raise BnnumbaTypeError(msg)
+    msg = f"{argument}: expected an array (NumPy, or one that speaks DLPack), got {_kind(array)}"
+    raise BnnumbaTypeError(msg)
+
+
+def overlap(argument: str, out: np.ndarray, other: str, array: np.ndarray) -> None:
+    """Raise if two arrays share memory in any other way than being the same view."""
+    if not np.may_share_memory(out, array):
+        return
+    same = (
+        out.__array_interface__["data"][0] == array.__array_interface__["data"][0]
+        and out.strides == array.strides
+        and out.shape == array.shape
+    )
+    if not same and np.shares_memory(out, array, max_work=100_000):
+        msg = f"{argument}: must not overlap {other} unless it is the same array, got overlapping memory"
+        raise BnnumbaValueError(msg)

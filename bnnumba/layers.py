@@ -1,0 +1,225 @@
+"""Batch normalization as a layer: parameters, running statistics, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .dispatch import Array
+from .errors import BnnumbaTypeError, BnnumbaValueError
+from .functional import (
+    Saved,
+    _training,
+    batch_norm_backward,
+    batch_norm_inference,
+    batch_norm_training,
+    saved_inference,
+)
+from .moments import check_features
+from .validation import check_eps, check_real
+
+__all__ = ["BatchNorm"]
+
+
+class BatchNorm:
+    """Batch normalization of `num_features` channels, with the names of ``torch.nn.BatchNorm2d``.
+
+    Parameters
+    ----------
+    num_features : int
+        The number of channels, C.
+    eps : float
+        Added to the variance; not negative.
+    momentum : float or None
+        The weight of the new value in the running statistics; None for their plain average over
+        the batches seen, each batch weighing the same.
+    affine : bool
+        Whether there are a weight and a bias.
+    track_running_stats : bool
+        Whether to keep running statistics; without them, evaluation uses those of the batch.
+    axis : int
+        The axis of the channels.
+    correction : float
+        The running variance is that of m2 / (count - correction).
+    dtype : dtype
+        float32 or float64, of parameters and running statistics.
+
+    Attributes
+    ----------
+    weight, bias : ndarray, shape (C,), or None
+        Parameters, starting as ones and zeros.
+    weight_grad, bias_grad : ndarray, shape (C,), or None
+        What the last :meth:`backward` computed.
+    running_mean, running_var : ndarray, shape (C,), or None
+        Running statistics, starting as zeros and ones.
+    training : bool
+        Whether the layer is in training mode, as it is at first.
+
+    Raises
+    ------
+    BnnumbaTypeError, BnnumbaValueError
+        If an argument is of a wrong kind or value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import bnnumba as bn
+    >>> layer = bn.BatchNorm(1, eps=0)
+    >>> layer(np.array([[1.0], [3.0]]))
+    array([[-1.],
+           [ 1.]])
+    >>> layer.backward(np.array([[1.0], [0.0]]))
+    array([[0.],
+           [0.]])
+    >>> layer.running_mean, layer.num_batches_tracked
+    (array([0.2], dtype=float32), 1)
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        axis: int = 1,
+        *,
+        correction: float = 1,
+        dtype: Any = np.float32,
+    ) -> None:
+        self.num_features = check_features(num_features)
+        self.eps = check_eps(eps)
+        self.momentum = None if momentum is None else check_real("momentum", momentum)
+        self.correction = check_real("correction", correction)
+        self.axis = axis
+        self.affine = bool(affine)
+        self.track_running_stats = bool(track_running_stats)
+        self.training = True
+        dtype = np.dtype(dtype)
+        if dtype not in (np.float32, np.float64):
+            msg = f"dtype: expected float32 or float64, got {dtype}"
+            raise BnnumbaTypeError(msg)
+        self.weight = np.ones(self.num_features, dtype) if affine else None
+        self.bias = np.zeros(self.num_features, dtype) if affine else None
+        self.weight_grad: Array | None = None
+        self.bias_grad: Array | None = None
+        self.running_mean = np.zeros(self.num_features, dtype) if track_running_stats else None
+        self.running_var = np.ones(self.num_features, dtype) if track_running_stats else None
+        # An array, so that the kernel that moves the running statistics counts the batch as well.
+        self._batches = np.zeros(1 if track_running_stats else 0, np.int64)
+        self._saved: Saved | None = None
+
+    @property
+    def num_batches_tracked(self) -> int:
+        """How many batches the running statistics have seen."""
+        return int(self._batches.sum())
+
+    def train(self, mode: bool = True) -> BatchNorm:
+        """Normalize by the statistics of each batch from now on; return the layer."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> BatchNorm:
+        """Normalize by the running statistics from now on; return the layer."""
+        return self.train(False)
+
+    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+        """Return the normalized `x`, and keep what :meth:`backward` needs."""
+        self._check_channels(x)
+        if self.training and self.track_running_stats:
+            momentum = self.momentum
+            if momentum is None:
+                momentum = 1.0 / (self.num_batches_tracked + 1)
+            y, saved = _training(
+                x, self.weight, self.bias, self.running_mean, self.running_var, self._batches,
+                momentum, self.eps, self.correction, self.axis, out,
+            )  # fmt: skip
+        elif self.training or not self.track_running_stats:
+            y, saved = batch_norm_training(
+                x, self.weight, self.bias, eps=self.eps, axis=self.axis, out=out
+            )
+        else:
+            mean, var = self.running_mean, self.running_var
+            saved = saved_inference(x, mean, var, self.weight, self.eps, self.axis, out)
+            y = batch_norm_inference(
+                x, mean, var, self.weight, self.bias, eps=self.eps, axis=self.axis, out=out
+            )
+        self._saved = saved
+        return y
+
+    def backward(self, grad_output: Array, *, out: Array | None = None) -> Array:
+        """Return the gradient of the input of the last forward pass.
+
+        The gradients of the parameters are put into `weight_grad` and `bias_grad`.
+        """
+        if self._saved is None:
+            msg = "backward: expected a forward pass before it, got none"
+            raise BnnumbaValueError(msg)
+        dx, dweight, dbias = batch_norm_backward(grad_output, self._saved, out=out)
+        if self.affine:
+            self.weight_grad, self.bias_grad = dweight, dbias
+        return dx
+
+    def _check_channels(self, x: Array) -> None:
+        shape = getattr(x, "shape", ())
+        axis = self.axis
+        if (
+            isinstance(axis, int)
+            and -len(shape) <= axis < len(shape)
+            and shape[axis] != self.num_features
+        ):
+            msg = (
+                f"x: expected {self.num_features} channels at axis {axis}, "
+                f"got {shape[axis]} (shape {tuple(shape)})"
+            )
+            raise BnnumbaValueError(msg)
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        named = {
+            "weight": self.weight,
+            "bias": self.bias,
+            "running_mean": self.running_mean,
+            "running_var": self.running_var,
+        }
+        return {name: array for name, array in named.items() if array is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a snapshot of parameters and running statistics under PyTorch's names."""
+        state: dict[str, Any] = {name: array.copy() for name, array in self._tensors().items()}
+        if self.track_running_stats:
+            state["num_batches_tracked"] = self.num_batches_tracked
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy a snapshot into the layer's arrays; after an error nothing has changed.
+
+        Takes the arrays of another library too, such as the tensors of a PyTorch state dict.
+        """
+        expected = self.state_dict()
+        if not isinstance(state, dict):  # an OrderedDict is a dict
+            msg = f"state: expected a dict, got {type(state).__name__}"
+            raise BnnumbaTypeError(msg)
+        if set(state) != set(expected):
+            msg = f"state: expected the keys {sorted(expected)}, got {sorted(state)}"
+            raise BnnumbaValueError(msg)
+        arrays = {name: np.asarray(value) for name, value in state.items()}
+        for name, array in arrays.items():
+            shape = np.shape(expected[name])
+            if array.shape != shape:
+                msg = f"state: expected {name} of shape {shape}, got {array.shape}"
+                raise BnnumbaValueError(msg)
+            if array.dtype.kind not in "fiu":
+                msg = f"state: expected numbers for {name}, got dtype {array.dtype}"
+                raise BnnumbaTypeError(msg)
+        for name, target in self._tensors().items():
+            target[...] = arrays[name]
+        if self.track_running_stats:
+            self._batches[0] = arrays["num_batches_tracked"]
+
+    def __repr__(self) -> str:
+        return (
+            f"BatchNorm({self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.affine}, track_running_stats={self.track_running_stats}, "
+            f"axis={self.axis})"
+        )

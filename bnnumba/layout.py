@@ -1,0 +1,120 @@
+"""From shape and strides to a canonical view, without a copy where the strides allow it.
+
+Two views are canonical, because kernels run through contiguous runs of memory:
+
+* ``ncs``: x[n, c, s], each row x[n, c, :] contiguous, as a contiguous (N, C, H, W) array has it;
+* ``rc``: x[r, c], the channels of a row contiguous, as a table or a channels-last image has it.
+
+Statistics do not depend on the order of the values of a channel, so that the other axes may be
+taken in any order, as long as all arrays of a call are taken in the same one.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Layout", "candidates", "fits", "nearest", "shared_layout"]
+
+
+class Layout(NamedTuple):
+    """A way to see an array as a canonical view: an order of its axes, then a shape."""
+
+    order: tuple[int, ...] | None
+    shape: tuple[int, ...]
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """Return the canonical view of an array that this layout is a candidate of."""
+        if self.order is not None:
+            array = array.transpose(self.order)
+        return array if array.shape == self.shape else array.reshape(self.shape)
+
+    def empty(self, array: np.ndarray) -> np.ndarray:
+        """Return a new array of the shape and dtype of `array` that this layout sees."""
+        if self.order is None:
+            return np.empty(array.shape, array.dtype)
+        stored = np.empty([array.shape[a] for a in self.order], array.dtype)
+        return stored.transpose(np.argsort(self.order))
+
+
+def _merges(shape, strides, axes):
+    """Whether axes, from the outermost in, are one axis with a single stride."""
+    return all(
+        strides[outer] == strides[inner] * shape[inner]
+        for outer, inner in zip(axes, axes[1:], strict=False)
+    )
+
+
+def _extent(shape, axes):
+    total = 1
+    for axis in axes:
+        total *= shape[axis]
+    return total
+
+
+@lru_cache(maxsize=4096)
+def candidates(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, axis: int
+) -> tuple[Layout, ...]:
+    """Return the layouts that need no copy, the fastest first; `axis` is not negative.
+
+    Axes of extent 1 are moved to the front, where their strides do not matter.
+    """
+    ndim = len(shape)
+    ones = [a for a in range(ndim) if shape[a] == 1 and a != axis]
+    others = [a for a in range(ndim) if shape[a] != 1 and a != axis]
+    others.sort(key=lambda a: -abs(strides[a]))
+    found = []
+    channels = shape[axis]
+
+    def add(order, view_shape):
+        plain = order == list(range(ndim))
+        found.append(Layout(None if plain else tuple(order), view_shape))
+
+    # The longest inner run of axes that is contiguous makes s; the outer rest must merge to n.
+    for cut in range(len(others) + 1):
+        outer, inner = others[:cut], others[cut:]
+        unit = not inner or (strides[inner[-1]] == itemsize and _merges(shape, strides, inner))
+        if unit and _merges(shape, strides, outer):
+            n, s = _extent(shape, outer), _extent(shape, inner)
+            add(ones + outer + [axis] + inner, (n, channels, s))
+            break
+    if (channels == 1 or strides[axis] == itemsize) and _merges(shape, strides, others):
+        rows = _extent(shape, others)
+        add([*ones, *others, axis], (rows, channels))
+    # Rows of one value would waste the vectors: there the channels are the better direction.
+    if len(found) == 2 and found[0].shape[2] < found[1].shape[1]:
+        found.reverse()
+    if len(found) == 1 and len(found[0].shape) == 3 and found[0].shape[2] == 1 and channels > 1:
+        found.clear()  # one value per row, and the channels not contiguous: better copied
+    return tuple(found)
+
+
+def shared_layout(axis: int, *arrays: np.ndarray) -> Layout | None:
+    """Return a layout that all arrays have without a copy, or None."""
+    first = arrays[0]
+    mine = candidates(first.shape, first.strides, first.itemsize, axis)
+    for layout in mine:
+        if all(
+            array.strides == first.strides
+            or layout in candidates(array.shape, array.strides, array.itemsize, axis)
+            for array in arrays[1:]
+        ):
+            return layout
+    return None
+
+
+def fits(array: np.ndarray, layout: Layout, axis: int) -> bool:
+    """Whether `layout` sees an array without a copy."""
+    return layout in candidates(array.shape, array.strides, array.itemsize, axis)
+
+
+def nearest(array: np.ndarray, axis: int) -> Layout:
+    """Return the layout for a copy of an array that has none of its own."""
+    shape = array.shape
+    others = [a for a in range(array.ndim) if a != axis]
+    innermost = min(map(abs, array.strides))
+    if axis == array.ndim - 1 or abs(array.strides[axis]) == innermost:
+        return Layout((*others, axis), (_extent(shape, others), shape[axis]))
+    before, after = others[:axis], others[axis:]
+    return Layout(None, (_extent(shape, before), shape[axis], _extent(shape, after)))

@@ -1,0 +1,134 @@
+"""Checks of arguments: each raises an error that names the argument, what was expected, what came."""
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import numpy as np
+
+from .dispatch import Library
+from .errors import BnnumbaTypeError, BnnumbaValueError
+
+__all__ = [
+    "check_axis",
+    "check_channels",
+    "check_data",
+    "check_eps",
+    "check_out",
+    "check_real",
+    "check_running",
+    "is_data",
+]
+
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+# What data of each dtype is seen as by the kernels: Numba cannot read 16-bit floats on the CPU.
+_SEEN_AS: dict[np.dtype, Any] = {_SINGLE: None, _DOUBLE: None, np.dtype(np.float16): np.int16}
+
+
+def seen_as(dtype: np.dtype) -> Any:
+    """Return the integer type to view data of a dtype as, or None; KeyError if unsupported."""
+    try:
+        return _SEEN_AS[dtype]
+    except KeyError:
+        if dtype.name != "bfloat16" or dtype.itemsize != 2:
+            raise
+    _SEEN_AS[dtype] = np.uint16
+    return np.uint16
+
+
+def is_data(dtype: np.dtype) -> bool:
+    """Whether arrays of this dtype can be normalized."""
+    try:
+        seen_as(dtype)
+    except KeyError:
+        return False
+    return True
+
+
+def check_data(argument: str, array: np.ndarray) -> None:
+    """Check the dtype and the rank of data."""
+    if not is_data(array.dtype):
+        hint = "; convert it to native byte order" if not array.dtype.isnative else ""
+        msg = (
+            f"{argument}: expected dtype float32, float64, float16 or bfloat16, "
+            f"got {array.dtype}{hint}"
+        )
+        raise BnnumbaTypeError(msg)
+    if array.ndim < 2:
+        msg = f"{argument}: expected at least 2 dimensions, got {array.ndim} (shape {array.shape})"
+        raise BnnumbaValueError(msg)
+
+
+def check_axis(axis: Any, ndim: int) -> int:
+    """Return the channel axis counted from the front."""
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        shown = "None" if axis is None else type(axis).__name__
+        msg = f"axis: expected an integer, got {shown}"
+        raise BnnumbaTypeError(msg) from None
+    if not -ndim <= index < ndim:
+        msg = f"axis: expected -{ndim} to {ndim - 1} for an array of {ndim} dimensions, got {index}"
+        raise BnnumbaValueError(msg)
+    return index % ndim
+
+
+def check_real(argument: str, value: Any) -> float:
+    """Return a finite real number as a float."""
+    if isinstance(value, str) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
+        shown = "None" if value is None else type(value).__name__
+        msg = f"{argument}: expected a real number, got {shown}"
+        raise BnnumbaTypeError(msg)
+    number = float(value)
+    if not math.isfinite(number):
+        msg = f"{argument}: expected a finite number, got {number}"
+        raise BnnumbaValueError(msg)
+    return number
+
+
+def check_eps(eps: Any) -> float:
+    """Return eps, which is finite and not negative."""
+    number = check_real("eps", eps)
+    if number < 0:
+        msg = f"eps: expected a number that is not negative, got {number}"
+        raise BnnumbaValueError(msg)
+    return number
+
+
+def check_channels(argument: str, value: Any, library: Library, channels: int) -> np.ndarray:
+    """Return one float32 or float64 value per channel as a NumPy array."""
+    array = library.enter(argument, value)
+    if array.dtype != _SINGLE and array.dtype != _DOUBLE:
+        msg = f"{argument}: expected dtype float32 or float64, got {array.dtype}"
+        raise BnnumbaTypeError(msg)
+    if array.shape != (channels,):
+        msg = f"{argument}: expected shape ({channels},), one value per channel, got {array.shape}"
+        raise BnnumbaValueError(msg)
+    if not (array.flags.aligned and array.dtype.isnative):
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def check_running(argument: str, value: Any, library: Library, channels: int) -> np.ndarray:
+    """Return a running statistic, which must be writable in place."""
+    array = check_channels(argument, value, library, channels)
+    if not array.flags.writeable:
+        msg = f"{argument}: expected a writable array to update in place, got a read-only one"
+        raise BnnumbaValueError(msg)
+    return array
+
+
+def check_out(value: Any, library: Library, like: np.ndarray) -> np.ndarray:
+    """Return the output array, which has the shape and dtype of `like`."""
+    out = library.enter("out", value)
+    if out.shape != like.shape:
+        msg = f"out: expected shape {like.shape}, as the input, got {out.shape}"
+        raise BnnumbaValueError(msg)
+    if out.dtype != like.dtype:
+        msg = f"out: expected dtype {like.dtype}, as the input, got {out.dtype}"
+        raise BnnumbaTypeError(msg)
+    if not out.flags.writeable:
+        msg = "out: expected a writable array, got a read-only one"
+        raise BnnumbaValueError(msg)
+    return out
