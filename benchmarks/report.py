@@ -67,6 +67,7 @@ def _peers(races):
         *((name, name, own) for name in ("oneDNN nchw", "oneDNN blocked", "oneDNN nhwc")),
         ("NumPy", "NumPy", OWN_NEW),
         ("partial_fit", "partial_fit", OWN_NEW),
+        ("RunningMoments", "bnnumba RunningMoments", OWN_NEW),
     ]
     if own == OWN_NEW:
         columns = [(h.replace(" new", ""), *rest) for h, *rest in columns]
@@ -96,7 +97,7 @@ def _halves_table(races):
         [race.op, race.layout, _shape(race.shape), seconds(race.entrants[race.own].median)]
         + [_digits(race.ratio(f"bnnumba {dtype}", race.own)) for dtype in HALVES]
         for race in races
-        if race.large and race.own in race.entrants
+        if race.large and race.own in race.entrants and f"bnnumba {HALVES[0]}" in race.entrants
     ]
     return _table(["op", "layout", "shape", "float32", *HALVES], rows)
 
