@@ -13,9 +13,10 @@ import numpy as np
 from . import cpu
 from .dispatch import NUMPY, Array, Library, library_of, overlap
 from .errors import BnnumbaTypeError, BnnumbaValueError
-from .layout import Layout, candidates, fits, nearest, shared_layout
+from .layout import candidates, fits, nearest, shared_layout
 from .moments import Moments, check_moments
 from .validation import (
+    SEEN_AS,
     check_axis,
     check_channels,
     check_data,
@@ -23,7 +24,6 @@ from .validation import (
     check_out,
     check_real,
     check_running,
-    seen_as,
 )
 
 __all__ = [
@@ -125,60 +125,67 @@ def _open(x: Array, axis: int) -> tuple[Library, np.ndarray, int]:
 
 
 def _parameters(
-    library: Library, channels: int, dtype: np.dtype, *named: tuple[str, Array | None]
-) -> list[np.ndarray]:
-    """Return optional per-channel arguments in one dtype; an empty array stands for none."""
-    found = [
-        None if value is None else check_channels(name, value, library, channels)
-        for name, value in named
-    ]
-    kinds = {array.dtype for array in found if array is not None}
-    if kinds:
-        dtype = _SINGLE if kinds == {_SINGLE} else _DOUBLE
-    else:
-        dtype = _DOUBLE if dtype == _DOUBLE else _SINGLE
-    return [_NONE[dtype] if array is None else array.astype(dtype, copy=False) for array in found]
+    library: Library,
+    channels: int,
+    dtype: np.dtype,
+    weight: Array | None,
+    bias: Array | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight and bias in one dtype; an empty array stands for none."""
+    if weight is None and bias is None:
+        none = _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
+        return none, none
+    scale = None if weight is None else check_channels("weight", weight, library, channels)
+    shift = None if bias is None else check_channels("bias", bias, library, channels)
+    if scale is None:
+        return _NONE[shift.dtype], shift
+    if shift is None:
+        return scale, _NONE[scale.dtype]
+    if scale.dtype != shift.dtype:
+        return scale.astype(_DOUBLE), shift.astype(_DOUBLE)
+    return scale, shift
 
 
-class _Views(NamedTuple):
-    """Canonical views of the inputs and the output of a call."""
-
-    inputs: list[np.ndarray]
-    out: np.ndarray
-    pending: np.ndarray | None  # written instead of out, which has other strides
-
-    def finish(self, out: np.ndarray) -> None:
-        """Copy a result that could not be written in place to where it belongs."""
-        if self.pending is not None:
-            out[...] = self.pending
+def _kept_weight(
+    library: Library, channels: int, dtype: np.dtype, weight: Array | None, scale: np.ndarray
+) -> np.ndarray:
+    """Return the weight in the dtype that its gradient has, an empty array for none."""
+    if weight is None:
+        return _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
+    if scale.dtype == _DOUBLE:
+        return check_channels("weight", weight, library, channels)
+    return scale
 
 
-def _views(axis: int, out: np.ndarray, *inputs: np.ndarray) -> _Views:
-    """See all arrays alike, copying those whose strides do not allow it."""
-    layout = shared_layout(axis, *inputs, out)
-    aligned = all(array.flags.aligned for array in (out, *inputs))
-    if layout is not None and aligned:
-        return _Views([_seen(layout, array) for array in inputs], _seen(layout, out), None)
+def _views(
+    axis: int, out: np.ndarray, *inputs: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray | None]:
+    """See all arrays alike, copying those whose strides do not allow it.
+
+    Returns the views of the inputs, the view to write the result to, and, where that is not one
+    of `out`, the array to copy to `out` afterwards.
+    """
     first = inputs[0]
-    own = candidates(first.shape, first.strides, first.itemsize, axis)
-    layout = layout or (own[0] if own else nearest(first, axis))
+    strides, kind = first.strides, SEEN_AS[first.dtype]
+    found = candidates(first.shape, strides, first.itemsize, axis)
+    alike = bool(found) and out.strides == strides and out.flags.aligned
+    for array in inputs:
+        alike = alike and array.strides == strides and array.flags.aligned
+    layout = found[0] if alike else shared_layout(axis, out, *inputs)
+    if layout is not None:
+        return [layout.view(array, kind) for array in inputs], layout.view(out, kind), None
+    layout = found[0] if found else nearest(first, axis)
     arrays = []
     for array in inputs:
-        if not (array.flags.aligned and fits(array, layout, axis)):
+        if not fits(array, layout, axis):
             copy = layout.empty(array)
             copy[...] = array
             array = copy
-        arrays.append(_seen(layout, array))
-    pending = None
-    if not (out.flags.aligned and fits(out, layout, axis)):
-        out = pending = layout.empty(out)
-    return _Views(arrays, _seen(layout, out), pending)
-
-
-def _seen(layout: Layout, array: np.ndarray) -> np.ndarray:
-    kind = seen_as(array.dtype)
-    view = layout.view(array)
-    return view if kind is None else view.view(kind)
+        arrays.append(layout.view(array, kind))
+    if fits(out, layout, axis):
+        return arrays, layout.view(out, kind), None
+    pending = layout.empty(out)
+    return arrays, layout.view(pending, kind), pending
 
 
 def _running(
@@ -318,7 +325,7 @@ def _training(
     library, array, axis = _open(x, axis)
     channels = array.shape[axis]
     eps = check_eps(eps)
-    scale, shift = _parameters(library, channels, array.dtype, ("weight", weight), ("bias", bias))
+    scale, shift = _parameters(library, channels, array.dtype, weight, bias)
     count = array.size // channels if channels else 0
     updates = running_mean is not None or running_var is not None
     momentum = check_real("momentum", momentum)
@@ -331,9 +338,10 @@ def _training(
         y = check_out(out, library, array)
         overlap("out", y, "x", array)
     if array.size:
-        views = _views(axis, y, array)
-        stats = cpu.forward(views.inputs[0], scale, shift, eps, views.out)
-        views.finish(y)
+        (x_view,), y_view, pending = _views(axis, y, array)
+        stats = cpu.forward(x_view, scale, shift, eps, y_view)
+        if pending is not None:
+            y[...] = pending
         if updates:
             cpu.update_running(
                 mean, var, counter, stats[0], stats[1], float(count), momentum, correction
@@ -341,6 +349,7 @@ def _training(
     else:
         stats = np.zeros((3, channels))
     overwritten = out is not None and np.may_share_memory(y, array)
+    scale = _kept_weight(library, channels, array.dtype, weight, scale)
     saved = Saved(x, array, weight, scale, stats, count, axis, library, True, overwritten)
     return (library.leave(y) if out is None else out), saved
 
@@ -396,16 +405,17 @@ def batch_norm_inference(
     channels = array.shape[axis]
     eps = check_eps(eps)
     stats = _constant_stats(library, channels, "mean", mean, "var", var, eps)
-    scale, shift = _parameters(library, channels, array.dtype, ("weight", weight), ("bias", bias))
+    scale, shift = _parameters(library, channels, array.dtype, weight, bias)
     if out is None:
         y = np.empty_like(array)
     else:
         y = check_out(out, library, array)
         overlap("out", y, "x", array)
     if array.size:
-        views = _views(axis, y, array)
-        cpu.normalize(views.inputs[0], scale, shift, stats[0], stats[2], views.out)
-        views.finish(y)
+        (x_view,), y_view, pending = _views(axis, y, array)
+        cpu.normalize(x_view, scale, shift, stats[0], stats[2], y_view)
+        if pending is not None:
+            y[...] = pending
     return library.leave(y) if out is None else out
 
 
@@ -442,7 +452,7 @@ def saved_inference(
     library, array, axis = _open(x, axis)
     channels = array.shape[axis]
     stats = _constant_stats(library, channels, "mean", mean, "var", var, check_eps(eps))
-    (scale,) = _parameters(library, channels, array.dtype, ("weight", weight))
+    scale, _ = _parameters(library, channels, array.dtype, weight)
     count = array.size // channels if channels else 0
     overwritten = out is not None and np.may_share_memory(library.enter("out", out), array)
     return Saved(x, array, weight, scale, stats, count, axis, library, False, overwritten)
@@ -520,18 +530,18 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
     channels = array.shape[axis]
     dweight, dbias = np.zeros(channels, scale.dtype), np.zeros(channels, scale.dtype)
     if array.size:
-        views = _views(axis, dx, array, dy)
-        x_view, dy_view = views.inputs
+        (x_view, dy_view), dx_view, pending = _views(axis, dx, array, dy)
         stats = saved._stats
         if saved.training:
-            cpu.backward(x_view, dy_view, scale, stats, views.out, dweight, dbias)
+            cpu.backward(x_view, dy_view, scale, stats, dx_view, dweight, dbias)
         else:
             sums = np.empty((2, channels))
             cpu.backward_reduce(x_view, dy_view, stats[0], stats[2], sums, dweight, dbias)
             none = _NONE[scale.dtype]
             # Constant statistics: dx = dy * invstd * weight, whatever stands in x.
-            cpu.normalize(dy_view, scale, none, np.zeros(channels), stats[2], views.out)
-        views.finish(dx)
+            cpu.normalize(dy_view, scale, none, np.zeros(channels), stats[2], dx_view)
+        if pending is not None:
+            dx[...] = pending
     dx = library.leave(dx) if out is None else out
     return Gradients(dx, library.leave(dweight), library.leave(dbias))
 

@@ -10,7 +10,8 @@ taken in any order, as long as all arrays of a call are taken in the same one.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +24,11 @@ class Layout(NamedTuple):
     order: tuple[int, ...] | None
     shape: tuple[int, ...]
 
-    def view(self, array: np.ndarray) -> np.ndarray:
-        """Return the canonical view of an array that this layout is a candidate of."""
-        if self.order is not None:
-            array = array.transpose(self.order)
-        return array if array.shape == self.shape else array.reshape(self.shape)
+    def view(self, array: np.ndarray, kind: Any = None) -> np.ndarray:
+        """Return the canonical view of an array that this layout fits, seen as another dtype."""
+        order, shape = self
+        array = array.reshape(shape) if order is None else array.transpose(order).reshape(shape)
+        return array if kind is None else array.view(kind)
 
     def empty(self, array: np.ndarray) -> np.ndarray:
         """Return a new array of the shape and dtype of `array` that this layout sees."""
@@ -39,10 +40,7 @@ class Layout(NamedTuple):
 
 def _merges(shape, strides, axes):
     """Whether axes, from the outermost in, are one axis with a single stride."""
-    return all(
-        strides[outer] == strides[inner] * shape[inner]
-        for outer, inner in zip(axes, axes[1:], strict=False)
-    )
+    return all(strides[a] == strides[b] * shape[b] for a, b in pairwise(axes))
 
 
 def _extent(shape, axes):
@@ -92,21 +90,23 @@ def candidates(
 
 def shared_layout(axis: int, *arrays: np.ndarray) -> Layout | None:
     """Return a layout that all arrays have without a copy, or None."""
-    first = arrays[0]
-    mine = candidates(first.shape, first.strides, first.itemsize, axis)
-    for layout in mine:
-        if all(
-            array.strides == first.strides
-            or layout in candidates(array.shape, array.strides, array.itemsize, axis)
-            for array in arrays[1:]
-        ):
-            return layout
-    return None
+    first = arrays[-1]
+    shape, strides, itemsize = first.shape, first.strides, first.itemsize
+    found = candidates(shape, strides, itemsize, axis)
+    for array in arrays:
+        if not array.flags.aligned:
+            return None
+        if array.strides != strides:
+            others = candidates(shape, array.strides, itemsize, axis)
+            found = tuple(layout for layout in found if layout in others)
+    return found[0] if found else None
 
 
 def fits(array: np.ndarray, layout: Layout, axis: int) -> bool:
     """Whether `layout` sees an array without a copy."""
-    return layout in candidates(array.shape, array.strides, array.itemsize, axis)
+    return array.flags.aligned and layout in candidates(
+        array.shape, array.strides, array.itemsize, axis
+    )
 
 
 def nearest(array: np.ndarray, axis: int) -> Layout:

@@ -10,7 +10,7 @@ from . import cpu
 from .dispatch import NUMPY, Array, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .layout import candidates, nearest
-from .validation import check_axis, check_data, check_real, seen_as
+from .validation import SEEN_AS, check_axis, check_data, check_real
 
 __all__ = ["Moments", "RunningMoments", "check_moments", "moments"]
 
@@ -172,9 +172,7 @@ def moments(x: Array, *, axis: int = 1) -> Moments:
         copy = layout.empty(array)
         copy[...] = array
         array = copy
-    kind = seen_as(array.dtype)
-    view = layout.view(array)
-    cpu.collect_moments(view if kind is None else view.view(kind), 0.0, stats)
+    cpu.collect_moments(layout.view(array, SEEN_AS[array.dtype]), 0.0, stats)
     return Moments(array.size // channels, stats[0], stats[1])
 
 

@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises an error that names the argument, what was expected, what came."""
+"""Checks of arguments: errors name the argument, what was expected and what came."""
 
 import math
 import numbers
@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .dispatch import Library
+from .dispatch import NUMPY, Library
 from .errors import BnnumbaTypeError, BnnumbaValueError
 
 __all__ = [
+    "SEEN_AS",
     "check_axis",
     "check_channels",
     "check_data",
@@ -23,32 +24,19 @@ __all__ = [
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 # What data of each dtype is seen as by the kernels: Numba cannot read 16-bit floats on the CPU.
-_SEEN_AS: dict[np.dtype, Any] = {_SINGLE: None, _DOUBLE: None, np.dtype(np.float16): np.int16}
-
-
-def seen_as(dtype: np.dtype) -> Any:
-    """Return the integer type to view data of a dtype as, or None; KeyError if unsupported."""
-    try:
-        return _SEEN_AS[dtype]
-    except KeyError:
-        if dtype.name != "bfloat16" or dtype.itemsize != 2:
-            raise
-    _SEEN_AS[dtype] = np.uint16
-    return np.uint16
+SEEN_AS: dict[np.dtype, Any] = {_SINGLE: None, _DOUBLE: None, np.dtype(np.float16): np.int16}
 
 
 def is_data(dtype: np.dtype) -> bool:
     """Whether arrays of this dtype can be normalized."""
-    try:
-        seen_as(dtype)
-    except KeyError:
-        return False
-    return True
+    if dtype not in SEEN_AS and dtype.name == "bfloat16" and dtype.itemsize == 2:
+        SEEN_AS[dtype] = np.uint16  # ml_dtypes is imported only by those who use it
+    return dtype in SEEN_AS
 
 
 def check_data(argument: str, array: np.ndarray) -> None:
     """Check the dtype and the rank of data."""
-    if not is_data(array.dtype):
+    if array.dtype not in SEEN_AS and not is_data(array.dtype):
         hint = "; convert it to native byte order" if not array.dtype.isnative else ""
         msg = (
             f"{argument}: expected dtype float32, float64, float16 or bfloat16, "
@@ -62,6 +50,8 @@ def check_data(argument: str, array: np.ndarray) -> None:
 
 def check_axis(axis: Any, ndim: int) -> int:
     """Return the channel axis counted from the front."""
+    if type(axis) is int and 0 <= axis < ndim:
+        return axis
     try:
         index = operator.index(axis)
     except TypeError:
@@ -76,6 +66,8 @@ def check_axis(axis: Any, ndim: int) -> int:
 
 def check_real(argument: str, value: Any) -> float:
     """Return a finite real number as a float."""
+    if type(value) is float and -math.inf < value < math.inf:
+        return value
     if isinstance(value, str) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
         shown = "None" if value is None else type(value).__name__
         msg = f"{argument}: expected a real number, got {shown}"
@@ -89,6 +81,8 @@ def check_real(argument: str, value: Any) -> float:
 
 def check_eps(eps: Any) -> float:
     """Return eps, which is finite and not negative."""
+    if type(eps) is float and 0.0 <= eps < math.inf:
+        return eps
     number = check_real("eps", eps)
     if number < 0:
         msg = f"eps: expected a number that is not negative, got {number}"
@@ -98,23 +92,26 @@ def check_eps(eps: Any) -> float:
 
 def check_channels(argument: str, value: Any, library: Library, channels: int) -> np.ndarray:
     """Return one float32 or float64 value per channel as a NumPy array."""
-    array = library.enter(argument, value)
-    if array.dtype != _SINGLE and array.dtype != _DOUBLE:
+    array = (
+        value if type(value) is np.ndarray and library is NUMPY else library.enter(argument, value)
+    )
+    dtype = array.dtype
+    if dtype is not _SINGLE and dtype is not _DOUBLE and dtype not in (_SINGLE, _DOUBLE):
         msg = f"{argument}: expected dtype float32 or float64, got {array.dtype}"
         raise BnnumbaTypeError(msg)
     if array.shape != (channels,):
         msg = f"{argument}: expected shape ({channels},), one value per channel, got {array.shape}"
         raise BnnumbaValueError(msg)
-    if not (array.flags.aligned and array.dtype.isnative):
-        array = array.astype(array.dtype.newbyteorder("="))
-    return array
+    return array if array.flags.aligned else array.copy()
 
 
 def check_running(argument: str, value: Any, library: Library, channels: int) -> np.ndarray:
     """Return a running statistic, which must be writable in place."""
     array = check_channels(argument, value, library, channels)
-    if not array.flags.writeable:
-        msg = f"{argument}: expected a writable array to update in place, got a read-only one"
+    flags = library.enter(argument, value).flags
+    if not (flags.writeable and flags.aligned):
+        lack = "an unaligned" if flags.writeable else "a read-only"
+        msg = f"{argument}: expected a writable, aligned array to update in place, got {lack} one"
         raise BnnumbaValueError(msg)
     return array
 

@@ -43,8 +43,6 @@ def _plan(x):
 def _fused_block(x, arrays):
     """Return how many channels a fused step takes at a time, or 0 if it is better not fused."""
     channels = x.shape[1]
-    if x.size < PARALLEL_SIZE:
-        return channels
     workers = threads.count()
     channel_bytes = x.size // channels * x.itemsize * arrays
     if x.ndim == 3:
@@ -68,12 +66,15 @@ def _streams(x, out):
 
 def forward(x, weight, bias, eps, y):
     """Write the normalized `x` to `y` and return the stats of the batch."""
-    stats = np.empty((3, x.shape[1]))
+    channels = x.shape[1]
+    stats = np.empty((3, channels))
+    if x.size < PARALLEL_SIZE:
+        parallel.forward.serial(x, channels, _plan(x), weight, bias, eps, stats, y, False)
+        return stats
     block = _fused_block(x, 1)
     if block:
-        large = x.size >= PARALLEL_SIZE
         threads.run(
-            parallel.forward, large, x, block, _plan(x), weight, bias, eps, stats, y, _streams(x, y)
+            parallel.forward, True, x, block, _plan(x), weight, bias, eps, stats, y, _streams(x, y)
         )
         return stats
     collect_moments(x, eps, stats)
@@ -98,11 +99,16 @@ def normalize(x, weight, bias, mean, invstd, y):
 
 def backward(x, dy, weight, stats, dx, dweight, dbias):
     """Write the gradients of a batch that was normalized by its own statistics."""
+    if x.size < PARALLEL_SIZE:
+        parallel.backward.serial(
+            x, dy, x.shape[1], _plan(x), weight, stats, dx, dweight, dbias, False
+        )
+        return
     block = _fused_block(x, 2)
     if block:
-        large, stream = x.size >= PARALLEL_SIZE, _streams(x, dx)
+        stream = _streams(x, dx)
         threads.run(
-            parallel.backward, large, x, dy, block, _plan(x), weight, stats, dx, dweight, dbias,
+            parallel.backward, True, x, dy, block, _plan(x), weight, stats, dx, dweight, dbias,
             stream,
         )  # fmt: skip
         return
