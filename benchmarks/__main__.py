@@ -18,7 +18,7 @@ def _arguments():
     parser.add_argument(
         "--into", type=pathlib.Path, default=_REPORT, help="directory of the report"
     )
-    parser.add_argument("--race-seconds", type=float, default=3.0, help="time for each race")
+    parser.add_argument("--race-seconds", type=float, default=2.0, help="time for each race")
     parser.add_argument("-k", dest="select", default="", help="only these, as pytest's -k")
     parser.add_argument(
         "--redraw", action="store_true", help="run nothing, write the report of cpu.json again"

@@ -13,8 +13,8 @@ from .race import Race
 def pytest_addoption(parser):
     group = parser.getgroup("bnnumba benchmarks")
     group.addoption(
-        "--race-seconds", type=float, default=3.0,
-        help="time to measure all entrants of one operation, layout and shape (default: 3.0)",
+        "--race-seconds", type=float, default=2.0,
+        help="time to measure all entrants of one operation, layout and shape (default: 2.0)",
     )  # fmt: skip
 
 

@@ -10,33 +10,53 @@ import numpy as np
 
 from . import THREADS
 
-_BLOCK = 1 << 19
+_BLOCK = 1 << 17  # values: a few arrays of so many float64 fit in a core's own cache
+
+
+def _cuts(shape):
+    """Cut the first and the last of three axes, or the only one, into blocks."""
+    rest = shape[1] * shape[2] if len(shape) == 3 else 1
+    rows = max(1, _BLOCK // rest)
+    for row in range(0, shape[0], rows):
+        if len(shape) == 1:
+            yield slice(row, row + rows)
+            continue
+        columns = max(1, _BLOCK // (rows * shape[1]))
+        for column in range(0, shape[2], columns):
+            yield slice(row, row + rows), slice(None), slice(column, column + columns)
 
 
 def _blockwise(function, *arrays):
-    """Results of function(slice of the first axis, the arrays there in float64), in order."""
+    """Results of function(where, the arrays there in float64) for all blocks, in order."""
 
-    def apply(start):
-        where = slice(start, start + rows)
-        return function(where, *(a[where].astype(np.float64) for a in arrays))
+    def apply(where):
+        return function(where, *(a[where].astype(np.float64, copy=False) for a in arrays))
 
-    rows = max(1, _BLOCK // arrays[0][0].size)
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(apply, range(0, len(arrays[0]), rows)))
+        return list(pool.map(apply, _cuts(arrays[0].shape)))
 
 
 def _channel_sums(function, *arrays):
-    """Sum over everything but channels of what function makes of blocks."""
-    return sum(_blockwise(lambda _, *blocks: function(*blocks).sum(axis=(0, 2)), *arrays))
+    """Sums, over everything but channels, of each of the arrays that function makes of blocks."""
+
+    def sums(where, *blocks):
+        return np.stack([made.sum(axis=(0, 2)) for made in function(*blocks)])
+
+    return sum(_blockwise(sums, *arrays))
 
 
 def moments(x):
     """Mean and biased variance of each channel, by the corrected two-pass algorithm."""
     count = x.size // x.shape[1]
-    mean = _channel_sums(lambda b: b, x) / count
-    shift = _channel_sums(lambda b: b - mean[:, None], x) / count
-    m2 = _channel_sums(lambda b: np.square(b - mean[:, None]), x)
-    return mean + shift, m2 / count - np.square(shift)
+    (total,) = _channel_sums(lambda x: (x,), x)
+    mean = total / count
+
+    def powers(x):
+        xmu = x - mean[:, None]
+        return xmu, np.square(xmu)
+
+    shift, m2 = _channel_sums(powers, x) / count
+    return mean + shift, m2 - np.square(shift)
 
 
 def expected(op, x, dy, weight, bias, mean, var, eps):
@@ -58,8 +78,8 @@ def expected(op, x, dy, weight, bias, mean, var, eps):
         return {"y": result, **given}
 
     count = x.size // x.shape[1]
-    sum_dy = _channel_sums(lambda dy: dy, dy)[:, None]
-    sum_dy_xmu = _channel_sums(lambda x, dy: dy * (x - mean), x, dy)[:, None]
+    sums = _channel_sums(lambda x, dy: (dy, dy * (x - mean)), x, dy)
+    sum_dy, sum_dy_xmu = sums[:, :, None]
     slope = np.square(invstd) * sum_dy_xmu / count
 
     def differentiate(where, x, dy):

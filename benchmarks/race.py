@@ -23,10 +23,10 @@ _ROUNDS = range(7, 42)
 _SLOW, _FEWEST = 5, 3  # an entrant this many times slower than the median one gets few rounds
 
 # Largest error relative to the largest right value. bnnumba: two units in the last place of
-# float32, one of the half types; moments are float64. Others: what single precision may lose.
+# float32, one of the half types; moments are float64. Others: what careless single precision loses.
 _OWN = {"float32": 2.0**-22, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 _OWN_MOMENTS = 1e-12
-_OTHERS = 1e-4
+_OTHERS = 1e-3
 
 
 class Race:
@@ -68,7 +68,7 @@ class Race:
             self.iterations[name] = max(1, int(_SAMPLE / once))
             cost[name] = once + once * self.iterations[name] + _SETTLE
         typical = statistics.median(cost.values())
-        slow = {name for name, c in cost.items() if c > _SLOW * typical}
+        slow = {n for n, c in cost.items() if c > _SLOW * typical and not self.entrants[n].own}
         together = sum(c for name, c in cost.items() if name not in slow)
         rounds = int(min(max(budget / together, _ROUNDS[0]), _ROUNDS[-1]))
         last = {name: _FEWEST if name in slow else rounds for name in runners}

@@ -113,6 +113,22 @@ def _ceilings_table(races):
     return _table(["shape", *(READS if races[0].op == "moments" else COPIES), "best, GB/s"], rows)
 
 
+def _errors_table(results):
+    """The largest error of each entrant in each operation, over all shapes and layouts."""
+    ops = list(dict.fromkeys(race.op for race in results.races))
+    worst = {}
+    for race in results.races:
+        for name, entrant in race.entrants.items():
+            if name not in (*COPIES, *READS):
+                errors = worst.setdefault(name, dict.fromkeys(ops, 0.0))
+                errors[race.op] = max(errors[race.op], entrant.error)
+    rows = [
+        [name, *(f"{errors[op]:.1e}" if errors[op] else "-" for op in ops)]
+        for name, errors in sorted(worst.items())
+    ]
+    return _table(["", *ops], rows)
+
+
 def _goals_table(results):
     rows = []
     for goal in goals(results):
@@ -154,6 +170,13 @@ def markdown(results, plots):
     if halves:
         parts += ["## Half precision", "Time in times of float32, large inputs."]
         parts.append(_halves_table(halves))
+    parts += [
+        "## Errors",
+        "The largest difference from the float64 reference in any of an operation's results "
+        "(y, mean and variance; dx, dweight and dbias), over the largest value of that result. "
+        "The data are normal with mean 0.5 and variance 1: easy ones.",
+        _errors_table(results),
+    ]
     for op, title in (("inference", "Copy"), ("moments", "Read")):
         races = results.of(op, "rc")
         if races:
