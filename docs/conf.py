@@ -13,6 +13,7 @@ copyright = "2026, bnnumba developers"
 release = version = bnnumba.__version__
 
 extensions = [
+    "conventions_table",
     "mathml",
     "myst_parser",
     "numpydoc",
@@ -32,7 +33,7 @@ autodoc_typehints = "none"  # the docstrings say it in words
 numpydoc_class_members_toctree = False
 numpydoc_show_inherited_class_members = False
 
-doctest_global_setup = "import numpy as np; import bnnumba as bn"
+doctest_global_setup = "from importlib.util import find_spec"
 doctest_test_doctest_blocks = ""  # docstrings are run by the tests
 trim_doctest_flags = True
 

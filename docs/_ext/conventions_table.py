@@ -1,0 +1,53 @@
+"""The directive ``conventions-table``: ``bnnumba.CONVENTIONS`` as a table."""
+
+from docutils.parsers.rst.directives.tables import ListTable
+from docutils.statemachine import StringList
+
+from bnnumba import CONVENTIONS
+
+_HEAD = [
+    "name",
+    "system",
+    "momentum weighs",
+    "its momentum, eps",
+    "running variance",
+    "options here",
+]
+
+
+def _row(name, convention):
+    ours = convention.options()
+    averages = convention.momentum is not None
+    return [
+        f"``{name}``",
+        convention.system,
+        "samples, all the same"
+        if not averages
+        else "the new"
+        if convention.weighs_new
+        else "the old",
+        f"{convention.momentum if averages else 'none'}, {convention.eps:g}",
+        "unbiased" if convention.correction else "biased",
+        ", ".join(f"``{key}={value!r}``" for key, value in ours.items()),
+    ]
+
+
+class ConventionsTable(ListTable):
+    """A list table whose rows are the conventions."""
+
+    has_content = True
+    required_arguments = optional_arguments = 0
+
+    def run(self):
+        self.options = {"header-rows": 1, "widths": "auto"}
+        rows = [_HEAD, *(_row(*item) for item in CONVENTIONS.items())]
+        lines = [f"{'-' if i else '* -'} {cell}" for row in rows for i, cell in enumerate(row)]
+        lines = [line if line.startswith("* ") else f"  {line}" for line in lines]
+        self.content = StringList(lines, source="bnnumba.CONVENTIONS")
+        return super().run()
+
+
+def setup(app):
+    """Offer the directive."""
+    app.add_directive("conventions-table", ConventionsTable)
+    return {"parallel_read_safe": True}
