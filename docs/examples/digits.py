@@ -8,7 +8,7 @@ as high. That batch normalization reaches its accuracy in fewer epochs and still
 rates where the plain network no longer does is the point of the article that introduced it
 (Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167).
 
-    python docs/examples/digits.py [--quick] [--output demo.png] [--seed 0]
+    python docs/examples/digits.py [--quick] [--output demo.png] [--seed 0] [--threads 1]
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass, field
 
 try:
+    import numba
     import numpy as np
     from digits_net import (
         Adam,
@@ -241,6 +242,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a few epochs: does it work?")
     parser.add_argument("--output", default="demo.png", help="where to save the curves")
     parser.add_argument("--seed", type=int, default=0, help="of the split, weights and order")
+    parser.add_argument("--threads", type=int, default=1, help="of bnnumba, and of NumPy's BLAS")
     arguments = parser.parse_args()
     epochs, wanted_accuracy = (4, 0.90) if arguments.quick else (20, 0.97)
 
@@ -249,9 +251,10 @@ def main():
     digits = load_data(arguments.seed)
     console.print(f"{len(digits[0])} digits to train on, {len(digits[1])} to test on")
 
-    # Matrices this small gain nothing from a second BLAS thread, and lose up to tenfold
-    # where another program wants the core that it spins on.
-    threadpool_limits(1, user_api="blas")
+    # One thread is fair, as NumPy's batch norm has no more, and steady: at this size a thread that
+    # waits for another, on a core that some other program wants, loses more than it wins.
+    numba.set_num_threads(arguments.threads)
+    threadpool_limits(arguments.threads, user_api="blas")
 
     with console.status("compiling the kernels, or loading them from the cache"):
         Run(batch_norm=True, learning_rate=NORMAL_RATE).train(digits, 1, arguments.seed)
