@@ -5,30 +5,20 @@ from docutils.statemachine import StringList
 
 from bnnumba import CONVENTIONS
 
-_HEAD = [
-    "name",
-    "system",
-    "momentum weighs",
-    "its momentum, eps",
-    "running variance",
-    "options here",
-]
+_HEAD = ["name", "system", "momentum weighs", "theirs", "here", "eps", "correction"]
 
 
 def _row(name, convention):
     ours = convention.options()
-    averages = convention.momentum is not None
+    weighs = "the new" if convention.weighs_new else "the old"
     return [
         f"``{name}``",
         convention.system,
-        "samples, all the same"
-        if not averages
-        else "the new"
-        if convention.weighs_new
-        else "the old",
-        f"{convention.momentum if averages else 'none'}, {convention.eps:g}",
-        "unbiased" if convention.correction else "biased",
-        ", ".join(f"``{key}={value!r}``" for key, value in ours.items()),
+        "samples, all the same" if convention.momentum is None else weighs,
+        "-" if convention.momentum is None else convention.momentum,
+        ours["momentum"],
+        f"{ours['eps']:g}",
+        ours["correction"],
     ]
 
 
