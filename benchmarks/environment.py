@@ -1,5 +1,6 @@
 """Where and with what a run was made."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import platform
@@ -19,7 +20,7 @@ def _versions():
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    if "onednn-cpu-gomp" in found:
+    with contextlib.suppress(ImportError):
         found["oneDNN"] = onednn.version()
     return found
 

@@ -68,7 +68,10 @@ def _library():
     path = next(f.locate() for f in files if f.name == "libdnnl.so.3")
     ffi = cffi.FFI()
     ffi.cdef(_DECLARATIONS)
-    lib = ffi.dlopen(str(path.resolve()))
+    try:
+        lib = ffi.dlopen(str(path.resolve()))
+    except OSError as error:  # it needs the system's libgomp
+        raise ImportError(str(error)) from error
     engine, stream = ffi.new("void **"), ffi.new("void **")
     _check(lib.dnnl_engine_create(engine, _CPU, 0), "dnnl_engine_create")
     _check(lib.dnnl_stream_create(stream, engine[0], _DEFAULT_FLAGS), "dnnl_stream_create")

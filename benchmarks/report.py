@@ -213,8 +213,8 @@ def _short_table(results):
     return (
         f"{text}\n\nThe last three columns say how many times longer the fastest variant of each "
         f"peer took (oneDNN in its own blocked layout where that is faster). {more}"
-        f"Measured side by side on {results.environment['threads']} threads of an {cpu}; all "
-        "shapes, peers and goals: [docs/benchmarks/cpu.md](docs/benchmarks/cpu.md)."
+        f"Measured side by side on {results.environment['threads']} threads ({cpu}); all shapes, "
+        "peers and goals: [docs/benchmarks/cpu.md](docs/benchmarks/cpu.md)."
     )
 
 
