@@ -15,9 +15,9 @@ def _row(name, convention):
         f"``{name}``",
         convention.system,
         "samples, all the same" if convention.momentum is None else weighs,
-        "-" if convention.momentum is None else convention.momentum,
+        "none" if convention.momentum is None else convention.momentum,
         ours["momentum"],
-        f"{ours['eps']:g}",
+        f"``{ours['eps']:g}``",
         ours["correction"],
     ]
 
