@@ -1,0 +1,162 @@
+"""Compile the range kernels ahead of time: one object file per level of the CPU.
+
+    python capi/build_aot.py build
+
+writes ``build/kernels.h`` (names, constants and the job as C) and ``build/kernels_<level>.o``.
+
+Numba lowers each entry once; LLVM then optimizes that module for each level.
+The script re-executes itself with Numba's settings in the environment, because Numba reads them
+when it is imported. Only private parts of Numba give the LLVM module of a function
+(`_library._final_module`); a change there shows as an error here, or in the gate on undefined
+symbols, not in the library.
+"""
+
+import argparse
+import os
+import platform
+import re
+import sys
+import warnings
+from pathlib import Path
+
+LEVELS = {"x86_64": ["x86-64-v2", "x86-64-v3", "x86-64-v4"], "aarch64": ["generic"]}
+# The level that Numba lowers for. It loads what it has compiled, though nothing runs, and would miss
+# the calls that stand for conversions from float16 below v3.
+LOWERED = {"x86_64": "x86-64-v3", "aarch64": "generic"}
+
+
+def levels() -> list[str]:
+    """Return the levels to build on this machine, the lowest first."""
+    try:
+        return LEVELS[platform.machine()]
+    except KeyError:
+        sys.exit(f"bnnumba's C library is not built for {platform.machine()}")
+
+
+def write_header(path: Path) -> None:
+    """Write what C must know about the kernels, from where Python knows it."""
+    from bnnumba import __version__, cpu
+    from bnnumba._capi import entries
+    from bnnumba.cpu import moments, parallel
+
+    fields = "\n".join(
+        f"    {'double' if name in entries.FLOATS else 'int64_t'} {name};"
+        for name in entries.FIELDS
+    )
+    constants = {
+        "PARALLEL_SIZE": cpu.PARALLEL_SIZE,
+        "WORKSPACE": moments.WORKSPACE,
+        "STAGE": parallel.STAGE,
+    }
+    defines = "\n".join(f"#define {name} INT64_C({value})" for name, value in constants.items())
+    listed = " \\\n    ".join(f"X({name})" for name in entries.names())
+    leveled = " \\\n    ".join(f"X({name}, level)" for name in entries.names())
+    level_list = " ".join(f'X({suffix(level)}, "{level}")' for level in levels())
+    path.write_text(f"""\
+/* Made by build_aot.py from the Python package: do not edit. */
+#ifndef BNNUMBA_KERNELS_H
+#define BNNUMBA_KERNELS_H
+#include <stdint.h>
+
+#define PACKAGE_VERSION "{__version__}"
+#define FIELDS "{" ".join(entries.FIELDS)}"
+{defines}
+
+typedef struct job {{
+{fields}
+}} job;
+
+typedef void kernel(int64_t begin, int64_t end, job *job_at, double *work);
+
+#define KERNELS(X) \\
+    {listed}
+#define KERNELS_OF(X, level) \\
+    {leveled}
+#define LEVELS(X) {level_list}
+#endif
+""")
+
+
+def suffix(level: str) -> str:
+    """Return a level as a part of a C name."""
+    return level.replace("x86-64-", "").replace("-", "_")
+
+
+def emit(directory: Path) -> None:
+    """Write the object files of all entries."""
+    import llvmlite.binding as llvm
+
+    from bnnumba._capi import entries
+
+    warnings.filterwarnings("ignore", message="Cannot cache compiled function")
+    target = llvm.Target.from_default_triple()
+    machines = {
+        level: target.create_target_machine(
+            cpu=level, features="", opt=3, reloc="pic", codemodel="default"
+        )
+        for level in levels()
+    }
+    libraries = {}
+    names = entries.names()
+    for done, name in enumerate(names, 1):
+        callback = entries.entry(name)
+        for level, machine in machines.items():
+            module = _module(callback, f"bnnumba_{name}_{suffix(level)}", machine)
+            if level in libraries:
+                libraries[level].link_in(module)
+            else:
+                libraries[level] = module
+        print(f"[{done}/{len(names)}] {name}", flush=True)
+    for level, machine in machines.items():
+        path = directory / f"kernels_{suffix(level)}.o"
+        path.write_bytes(machine.emit_object(libraries[level]))
+
+
+def _module(callback, name: str, machine):
+    """Return the optimized LLVM module that defines an entry, and nothing else for others to see."""
+    import llvmlite.binding as llvm
+
+    text = str(callback._library._final_module)
+    module = llvm.parse_assembly(text.replace(callback.native_name, name))
+    for function in module.functions:
+        if not function.is_declaration:
+            visible = function.name == name
+            function.linkage = "external" if visible else "internal"
+            if visible:
+                function.visibility = "hidden"
+    for variable in module.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = "internal"
+    # Inlines the helpers and drops the error paths, which would call Python.
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    foreign = [
+        function.name
+        for function in module.functions
+        if function.is_declaration and re.match(r"_?Py|NRT_|numba", function.name)
+    ]
+    if foreign:
+        sys.exit(f"{name} would call {', '.join(foreign)}")
+    return module
+
+
+def main() -> None:
+    """Write everything, in a process that has Numba's settings."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    directory = parser.parse_args().directory
+    settings = {
+        "NUMBA_CPU_NAME": LOWERED.get(platform.machine(), ""),
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_OPT": "1",  # O3 comes after
+        "NUMBA_CACHE_DIR": str(directory / "cache"),
+    }
+    if any(os.environ.get(name) != value for name, value in settings.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
+    directory.mkdir(parents=True, exist_ok=True)
+    write_header(directory / "kernels.h")
+    emit(directory)
+
+
+main()

@@ -1,0 +1,86 @@
+/* libbnnumba_embed: kernels that Python compiles for this very CPU, fetched once each. */
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "internal.h"
+#include "python.h"
+
+static const char *const names[] = {
+#define NAME(name) #name,
+    KERNELS(NAME)
+#undef NAME
+};
+
+static kernel *table[KERNEL_COUNT];
+static char cpu[64] = "none";
+static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
+static int started;
+/* What Python said when it failed; "" if it did not get that far. */
+static __thread char said[400];
+static __thread bnnumba_status said_status;
+
+void bn_python_failed(bnnumba_status status, const char *text)
+{
+    said_status = status;
+    snprintf(said, sizeof said, "%s", text);
+    bn_fail(status, "%s", text);
+}
+
+static const char *environment(void)
+{
+    const char *named = getenv("BNNUMBA_PYTHON_ENV");
+    return named && *named ? named : BUILT_IN;
+}
+
+static bnnumba_status start(void)
+{
+    char path[4096];
+    struct stat found;
+    snprintf(path, sizeof path, "%s/%s", environment(), SITE_PACKAGES);
+    if (stat(path, &found) || !S_ISDIR(found.st_mode))
+        return bn_fail(BNNUMBA_ERROR_PYTHON,
+                       "there is no Python environment at %s; name the virtual environment that "
+                       "has bnnumba in BNNUMBA_PYTHON_ENV",
+                       path);
+    said[0] = 0;
+    if (bn_python_start(PACKAGE_VERSION, FIELDS, cpu, sizeof cpu))
+        return BNNUMBA_OK;
+    return bn_fail(BNNUMBA_ERROR_PYTHON, "bnnumba does not start in the Python environment %s: %s",
+                   environment(), said[0] ? said : "see the traceback on stderr");
+}
+
+bnnumba_status bnnumba_init(void)
+{
+    if (__atomic_load_n(&started, __ATOMIC_ACQUIRE))
+        return BNNUMBA_OK;
+    pthread_mutex_lock(&starting);
+    bnnumba_status status = started ? BNNUMBA_OK : start();
+    if (status == BNNUMBA_OK)
+        __atomic_store_n(&started, 1, __ATOMIC_RELEASE);
+    pthread_mutex_unlock(&starting);
+    return status;
+}
+
+const char *bnnumba_isa(void)
+{
+    return __atomic_load_n(&started, __ATOMIC_ACQUIRE) ? cpu : "none";
+}
+
+bnnumba_status bn_kernel(kernel_id id, kernel **kernel_out)
+{
+    kernel *found = __atomic_load_n(&table[id], __ATOMIC_ACQUIRE);
+    if (!found) {
+        TRY(bnnumba_init());
+        intptr_t address = bn_python_kernel(names[id]);
+        if (!address)
+            return BNNUMBA_ERROR_PYTHON;
+        memcpy(&found, &address, sizeof found);
+        __atomic_store_n(&table[id], found, __ATOMIC_RELEASE);
+    }
+    *kernel_out = found;
+    return BNNUMBA_OK;
+}

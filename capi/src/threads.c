@@ -1,0 +1,89 @@
+/* Threads: OpenMP's, one parallel region at a time, and none after a fork. */
+
+#include <pthread.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "internal.h"
+
+static int limit;        /* 0: OpenMP's default */
+static int region_taken; /* a parallel region is running */
+static int forked;       /* GNU's OpenMP hangs in the child of a process that used it */
+static pthread_mutex_t handles = PTHREAD_MUTEX_INITIALIZER;
+
+void bn_lock(void)
+{
+    pthread_mutex_lock(&handles);
+}
+
+void bn_unlock(void)
+{
+    pthread_mutex_unlock(&handles);
+}
+
+static void after_fork_in_child(void)
+{
+    forked = 1;
+    region_taken = 0;
+    bn_unlock();
+}
+
+__attribute__((constructor)) static void prepare_for_forks(void)
+{
+    pthread_atfork(bn_lock, bn_unlock, after_fork_in_child);
+}
+
+bnnumba_status bnnumba_set_num_threads(int threads)
+{
+    if (threads < 0)
+        return bn_fail(BNNUMBA_ERROR_ARGUMENT,
+                       "threads: expected a number that is not negative, got %d", threads);
+    __atomic_store_n(&limit, threads, __ATOMIC_RELAXED);
+    return BNNUMBA_OK;
+}
+
+int bnnumba_get_num_threads(void)
+{
+#ifdef _OPENMP
+    int threads = __atomic_load_n(&limit, __ATOMIC_RELAXED);
+    if (forked || omp_in_parallel())
+        return 1;
+    return threads ? threads : omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+int bn_enter(int64_t size)
+{
+    if (size < PARALLEL_SIZE)
+        return 1;
+    int threads = bnnumba_get_num_threads();
+    if (threads > 1 && __atomic_exchange_n(&region_taken, 1, __ATOMIC_ACQUIRE))
+        return 1;
+    return threads;
+}
+
+void bn_leave(int threads)
+{
+    if (threads > 1)
+        __atomic_store_n(&region_taken, 0, __ATOMIC_RELEASE);
+}
+
+void bn_run(kernel *run, job *j, int64_t items, int threads, double *work, int64_t stride)
+{
+#ifdef _OPENMP
+    if (threads > 1 && items > 1) {
+        if (threads > items)
+            threads = (int)items;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (int64_t item = 0; item < items; item++)
+            run(item, item + 1, j, work + omp_get_thread_num() * stride);
+        return;
+    }
+#endif
+    (void)threads;
+    (void)stride;
+    run(0, items, j, work);
+}
