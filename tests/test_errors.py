@@ -92,7 +92,7 @@ def cases():
         yield function, "masked", {name: lambda: np.ma.array(x(), mask=True)}, TYPE, [name, "mask"]
         if function != "batch_norm_backward":
             yield function, "rank_1", {name: lambda: ones(6)}, VALUE, [name, "1"]
-            yield function, "rank_0", {name: lambda: np.float32(1).reshape(())}, VALUE, [name, "0"]
+            yield function, "rank_0", {name: lambda: np.array(1, np.float32)}, VALUE, [name, "0"]
     for function in ("batch_norm_training", "batch_norm_inference", "moments"):
         for axis in (3, -4, 2**40):
             yield (
@@ -199,7 +199,7 @@ def cases():
     for label, value, error in [
         ("list", lambda: [[1.0]], TYPE),
         ("int", lambda: np.ones((C, 3, 5, 5), np.int32), TYPE),
-        ("rank_0", lambda: np.float32(1).reshape(()), VALUE),
+        ("rank_0", lambda: np.array(1, np.float32), VALUE),
     ]:
         yield "fold_batch_norm", f"conv_{label}", {"conv_weight": value}, error, ["conv_weight"]
 

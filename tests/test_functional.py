@@ -27,8 +27,9 @@ def check_training(x, weight=None, bias=None, *, axis=1, eps=1e-5, seed=1000):
     assert saved.mean.dtype == saved.invstd.dtype == statistics
     assert saved.count == saved.moments.count == expected.moments.count
     assert relative_error(saved.moments.var(), expected.moments.m2 / saved.count) < 1e-12
-    assert_close(saved.moments.mean, expected.moments.mean)
-    assert_close(saved.mean, expected.moments.mean)
+    largest = float(np.max(np.abs(x.astype(np.float64))))
+    assert_close(saved.moments.mean, expected.moments.mean, scale=largest)
+    assert_close(saved.mean, expected.moments.mean, scale=largest if x.dtype == np.float64 else 0)
     assert relative_error(saved.invstd, expected.invstd) < (
         1e-12 if statistics == np.float64 else 1.2e-7
     )
@@ -43,13 +44,12 @@ def check_training(x, weight=None, bias=None, *, axis=1, eps=1e-5, seed=1000):
     assert_close(gradients.x, wanted.x, scale=scale)
     parameter = statistics if weight is None else weight.dtype
     assert gradients.weight.dtype == parameter
-    # Sums of float32 products are good to float32, whatever dtype they are handed out in.
-    for got, want in [(gradients.weight, wanted.weight), (gradients.bias, wanted.bias)]:
-        assert_close(
-            got,
-            want,
-            dtype=x.dtype if x.dtype == np.float64 and parameter == np.float64 else np.float32,
-        )
+    # Sums of float32 products are good to float32, whatever dtype they are handed out in. A sum of
+    # values of both signs may be near 0; in float64 its rounding is that of its terms.
+    wide = x.dtype == parameter == np.float64
+    kind, scale = (np.float64, saved.count**0.5) if wide else (np.float32, 0.0)
+    assert_close(gradients.weight, wanted.weight, dtype=kind, scale=scale)
+    assert_close(gradients.bias, wanted.bias, dtype=kind, scale=scale)
     return y, saved, gradients
 
 
@@ -446,6 +446,6 @@ def test_sixteen_bit_values_are_read_exactly_and_rounded_once_to_nearest_even(ha
     x = every.reshape((1, 1, -1) if axis == 1 else (-1, 1))
     mean, var, weight = np.zeros(1), np.ones(1), np.array([factor])
     y = bn.batch_norm_inference(x, mean, var, weight, None, eps=0.0, axis=axis).ravel()
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         expected = (every.astype(np.float32) * np.float32(factor)).astype(half)
     np.testing.assert_array_equal(y.astype(np.float32), expected.astype(np.float32))

@@ -189,6 +189,16 @@ def test_counts_beyond_int32_do_not_overflow():
     assert relative_error(m.var(), [1.0]) < 1e-12
 
 
+@pytest.mark.parametrize(("count", "correction"), [(0, 0), (0, 1), (1, 1), (3, 3), (3, 4)])
+def test_a_variance_of_too_few_values_is_not_a_number_rather_than_an_error(count, correction):
+    x = normal((count, 4))
+    running = bn.RunningMoments(4)
+    running.update(x)
+    for m in (bn.moments(x), running):
+        assert np.isnan(m.var(correction=correction)).all()
+        assert np.isnan(m.std(correction=correction)).all()
+
+
 def test_update_running_is_what_training_does():
     x = normal((5, 4, 9), loc=3)
     one, two = [np.zeros(4), np.ones(4)], [np.zeros(4), np.ones(4)]

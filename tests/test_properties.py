@@ -1,5 +1,7 @@
 """What holds for every input, over random shapes, axes, strides and dtypes."""
 
+from typing import NamedTuple
+
 import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -17,9 +19,20 @@ import bnnumba as bn
 from bnnumba import reference
 
 
+class Input(NamedTuple):
+    """Data and its channel axis; a failure shows how to make it, not its values."""
+
+    x: np.ndarray
+    axis: int
+
+    def __repr__(self):
+        x = self.x
+        return f"Input({x.dtype}, shape={x.shape}, strides={x.strides}, axis={self.axis})"
+
+
 @st.composite
 def inputs(draw, dtypes=tuple(DTYPES), min_extent=1):
-    """An array stored in any way, and its channel axis: ``(x, axis)``."""
+    """An array stored in any way, and its channel axis."""
     rank = draw(st.integers(2, 6))
     largest = {2: 90, 3: 40, 4: 14, 5: 7, 6: 5}[rank]
     shape = draw(st.lists(st.integers(min_extent, largest), min_size=rank, max_size=rank))
@@ -43,7 +56,7 @@ def inputs(draw, dtypes=tuple(DTYPES), min_extent=1):
         view = np.broadcast_to(view[first], shape)
     elif draw(st.booleans()):
         view.flags.writeable = False
-    return view, axis
+    return Input(view, axis)
 
 
 def count(x, axis):
@@ -66,7 +79,7 @@ def test_training_and_its_gradients(given_x, param_dtype, which, eps):
     y, saved = bn.batch_norm_training(x, weight, bias, axis=axis, eps=eps)
     assert_close(y, expected.y)
     assert relative_error(saved.moments.m2, expected.moments.m2) < 1e-12
-    dy = normal(x.shape, x.dtype, seed=3)
+    dy = normal(x.shape, x.dtype, seed=2**40)
     wanted = reference.batch_norm_backward(
         dy, x, expected.moments.mean, expected.invstd, weight, axis=axis
     )
@@ -75,8 +88,10 @@ def test_training_and_its_gradients(given_x, param_dtype, which, eps):
     scale = gradient_scale(dy, saved.count, expected.invstd, weight)
     assert_close(got.x, wanted.x, scale=scale)
     wide = x.dtype == np.float64 and (param_dtype == np.float64 or weight is None)
-    assert_close(got.weight, wanted.weight, dtype=np.float64 if wide else np.float32)
-    assert_close(got.bias, wanted.bias, dtype=np.float64 if wide else np.float32)
+    # A sum of values of both signs may be near 0; in float64 its rounding is that of its terms.
+    kind, scale = (np.float64, saved.count**0.5) if wide else (np.float32, 0.0)
+    assert_close(got.weight, wanted.weight, dtype=kind, scale=scale)
+    assert_close(got.bias, wanted.bias, dtype=kind, scale=scale)
 
 
 @settings(max_examples=200)
@@ -97,8 +112,7 @@ def test_moments(given_x):
     expected, m = reference.moments(x, axis=axis), bn.moments(x, axis=axis)
     assert m.count == expected.count
     assert relative_error(m.m2, expected.m2) < 1e-12
-    scale = np.maximum(np.abs(expected.mean), np.sqrt(expected.m2 / expected.count))
-    assert (np.abs(m.mean - expected.mean) <= 1e-15 * scale).all()
+    assert (np.abs(m.mean - expected.mean) <= 1e-15 * np.abs(x.astype(np.float64)).max()).all()
 
 
 @given(given_x=inputs(dtypes=(np.dtype(np.float64),)))
@@ -117,7 +131,7 @@ def test_a_gradient_is_orthogonal_to_a_shift_and_to_a_scaling_of_its_channel(giv
     x, axis = given_x
     assume(count(x, axis) > 8)
     y, saved = bn.batch_norm_training(x, axis=axis, eps=0.0)
-    dx = bn.batch_norm_backward(normal(x.shape, np.float64, seed=3), saved).x
+    dx = bn.batch_norm_backward(normal(x.shape, np.float64, seed=2**40), saved).x
     others = tuple(a for a in range(x.ndim) if a != axis % x.ndim)
     scale = np.abs(dx).max(axis=others) * count(x, axis)
     assert (np.abs(dx.sum(axis=others)) <= 1e-11 * scale).all()
