@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -58,12 +59,30 @@ def assert_close(got, expected, dtype=None, limit=None, scale=0.0) -> None:
     assert error <= allowed, f"{error:.3g} units in the last place of {dtype}, allowed {allowed}"
 
 
-def gradient_scale(dy, count, invstd, weight=None) -> float:
-    """The scale of the terms of dx where a channel has so few values that they nearly cancel."""
-    if count >= 16:
-        return 0.0
+class Scales(NamedTuple):
+    """Scales, for `units`, of results that may be small because their terms cancelled."""
+
+    y: float
+    dx: float
+    sums: float
+
+
+def scales(x, dy, count, invstd, weight=None) -> Scales:
+    """The scales of y, of dx, and of the gradients of weight and bias.
+
+    Where a channel has few values, the terms of dx nearly cancel. float64 results are as coarse
+    as the float64 input that they are computed from, and as their sums; float32 and 16-bit
+    results are computed from float64 statistics, and get no such allowance.
+    """
     factor = np.abs(invstd if weight is None else invstd * weight.astype(np.float64))
-    return float(np.max(np.abs(dy.astype(np.float64)), initial=0.0) * np.max(factor, initial=0.0))
+    gain = float(np.max(factor, initial=0.0))
+    top = float(np.max(np.abs(dy.astype(np.float64)), initial=0.0))
+    dx = top * gain if count < 16 else 0.0
+    if x.dtype != np.float64:
+        return Scales(0.0, dx, 0.0)
+    spread = float(np.max(np.abs(x), initial=0.0) * np.max(invstd, initial=0.0))
+    largest = float(np.max(np.abs(x), initial=0.0))
+    return Scales(largest * gain, top * gain * max(1.0, spread), count**0.5 * max(1.0, spread))
 
 
 def relative_error(got, expected) -> float:

@@ -6,7 +6,6 @@ import pytest
 from support import (
     BFLOAT16,
     assert_close,
-    gradient_scale,
     normal,
     parameters,
     relative_error,
@@ -21,8 +20,10 @@ def check_training(x, weight=None, bias=None, *, axis=1, eps=1e-5, seed=1000):
     """Forward and backward in training mode, every number that comes out."""
     y, saved = bn.batch_norm_training(x, weight, bias, axis=axis, eps=eps)
     expected = reference.batch_norm_training(x, weight, bias, axis=axis, eps=eps)
+    dy = normal(x.shape, x.dtype, seed=seed)
+    scale = scales(x, dy, saved.count, expected.invstd, weight)
     assert y.dtype == x.dtype
-    assert_close(y, expected.y)
+    assert_close(y, expected.y, scale=scale.y)
     statistics = np.float64 if x.dtype == np.float64 else np.float32
     assert saved.mean.dtype == saved.invstd.dtype == statistics
     assert saved.count == saved.moments.count == expected.moments.count
@@ -30,26 +31,22 @@ def check_training(x, weight=None, bias=None, *, axis=1, eps=1e-5, seed=1000):
     largest = float(np.max(np.abs(x.astype(np.float64))))
     assert_close(saved.moments.mean, expected.moments.mean, scale=largest)
     assert_close(saved.mean, expected.moments.mean, scale=largest if x.dtype == np.float64 else 0)
-    assert relative_error(saved.invstd, expected.invstd) < (
-        1e-12 if statistics == np.float64 else 1.2e-7
-    )
+    unit = 1e-12 if statistics == np.float64 else 1.2e-7
+    assert relative_error(saved.invstd, expected.invstd) < unit
 
-    dy = normal(x.shape, x.dtype, seed=seed)
     gradients = bn.batch_norm_backward(dy, saved)
     wanted = reference.batch_norm_backward(
         dy, x, expected.moments.mean, expected.invstd, weight, axis=axis
     )
     assert gradients.x.dtype == x.dtype
-    scale = gradient_scale(dy, saved.count, expected.invstd, weight)
-    assert_close(gradients.x, wanted.x, scale=scale)
+    assert_close(gradients.x, wanted.x, scale=scale.dx)
     parameter = statistics if weight is None else weight.dtype
     assert gradients.weight.dtype == parameter
-    # Sums of float32 products are good to float32, whatever dtype they are handed out in. A sum of
-    # values of both signs may be near 0; in float64 its rounding is that of its terms.
-    wide = x.dtype == parameter == np.float64
-    kind, scale = (np.float64, saved.count**0.5) if wide else (np.float32, 0.0)
-    assert_close(gradients.weight, wanted.weight, dtype=kind, scale=scale)
-    assert_close(gradients.bias, wanted.bias, dtype=kind, scale=scale)
+    # Sums of float32 products are good to float32, whatever dtype they are handed out in.
+    kind = np.float64 if x.dtype == parameter == np.float64 else np.float32
+    sums = scale.sums if kind is np.float64 else 0.0
+    assert_close(gradients.weight, wanted.weight, dtype=kind, scale=sums)
+    assert_close(gradients.bias, wanted.bias, dtype=kind, scale=sums)
     return y, saved, gradients
 
 

@@ -9,7 +9,6 @@ from support import (
     DTYPES,
     PARAM_DTYPES,
     assert_close,
-    gradient_scale,
     normal,
     parameters,
     relative_error,
@@ -77,19 +76,19 @@ def test_training_and_its_gradients(given_x, param_dtype, which, eps):
     weight, bias = weight if "w" in which else None, bias if "b" in which else None
     expected = reference.batch_norm_training(x, weight, bias, axis=axis, eps=eps)
     y, saved = bn.batch_norm_training(x, weight, bias, axis=axis, eps=eps)
-    assert_close(y, expected.y)
-    assert relative_error(saved.moments.m2, expected.moments.m2) < 1e-12
     dy = normal(x.shape, x.dtype, seed=2**40)
+    scale = scales(x, dy, saved.count, expected.invstd, weight)
+    assert_close(y, expected.y, scale=scale.y)
+    assert relative_error(saved.moments.m2, expected.moments.m2) < 1e-12
     wanted = reference.batch_norm_backward(
         dy, x, expected.moments.mean, expected.invstd, weight, axis=axis
     )
     got = bn.batch_norm_backward(dy, saved)
     assert got.x.shape == x.shape
-    scale = gradient_scale(dy, saved.count, expected.invstd, weight)
-    assert_close(got.x, wanted.x, scale=scale)
-    wide = x.dtype == np.float64 and (param_dtype == np.float64 or weight is None)
-    # A sum of values of both signs may be near 0; in float64 its rounding is that of its terms.
-    kind, scale = (np.float64, saved.count**0.5) if wide else (np.float32, 0.0)
+    assert_close(got.x, wanted.x, scale=scale.dx)
+    # Sums of float32 products are good to float32, whatever dtype they are handed out in.
+    kind = np.float64 if x.dtype == got.weight.dtype == np.float64 else np.float32
+    scale = scale.sums if kind is np.float64 else 0.0
     assert_close(got.weight, wanted.weight, dtype=kind, scale=scale)
     assert_close(got.bias, wanted.bias, dtype=kind, scale=scale)
 
@@ -102,7 +101,9 @@ def test_inference(given_x, eps):
     mean, var = normal(channels, seed=4), np.abs(normal(channels, seed=5)) + np.float32(0.1)
     weight, bias = parameters(channels)
     y = bn.batch_norm_inference(x, mean, var, weight, bias, eps=eps, axis=axis)
-    assert_close(y, reference.batch_norm_inference(x, mean, var, weight, bias, eps=eps, axis=axis))
+    scale = scales(x, x, x.size, reference.invstd(var, eps), weight).y
+    expected = reference.batch_norm_inference(x, mean, var, weight, bias, eps=eps, axis=axis)
+    assert_close(y, expected, scale=scale)
 
 
 @settings(max_examples=200)
