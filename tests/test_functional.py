@@ -10,6 +10,7 @@ from support import (
     parameters,
     relative_error,
     same_bits,
+    scales,
 )
 
 import bnnumba as bn

@@ -12,6 +12,7 @@ from support import (
     normal,
     parameters,
     relative_error,
+    scales,
 )
 
 import bnnumba as bn

@@ -1,0 +1,59 @@
+"""What the tests of the C libraries share: building, compiling C programs, running them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CAPI = Path(__file__).parents[1] / "capi"
+BUILD = CAPI / "build"
+HEADER = CAPI / "include" / "bnnumba.h"
+WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+C99 = ["-std=c99", "-D_POSIX_C_SOURCE=200809L", *WARNINGS]
+LIBRARIES = ["bnnumba", "bnnumba_embed"]
+# More threads than a small machine has CPUs, so that the parallel paths are taken there as well.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive"}
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    """Skip a test where a program is missing."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+def run(*command: object, env: dict | None = None, timeout: float = 300, status: int = 0):
+    """Run a command; return the finished process, whose exit status is `status`."""
+    process = subprocess.run(
+        [str(part) for part in command],
+        env={**ENVIRONMENT, **(env or {})},
+        timeout=timeout,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == status, (
+        f"{command[0]}: exit {process.returncode}\n{process.stdout[-4000:]}\n{process.stderr[-4000:]}"
+    )
+    return process
+
+
+@functools.cache
+def build(name: str = "bnnumba") -> Path:
+    """Build a library, unless that is done, and return its path."""
+    if shutil.which("make") is None or shutil.which("cc") is None:
+        pytest.skip("the C libraries need make and a C compiler")
+    path = BUILD / f"lib{name}.so"
+    run("make", "-C", CAPI, f"build/{path.name}", f"PYTHON={sys.executable}", timeout=1800)
+    return path
+
+
+def link(name: str) -> list[str]:
+    """Return the arguments that link a program with a library that is not installed."""
+    build(name)
+    return [f"-I{CAPI / 'include'}", f"-L{BUILD}", f"-l{name}", f"-Wl,-rpath,{BUILD}", "-lm"]

@@ -1,0 +1,204 @@
+"""The C libraries: conformance programs, what they link to and export, and their ABI."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from capi_support import C99, CAPI, HEADER, LIBRARIES, WARNINGS, build, link, needs, run
+
+PROGRAMS = sorted(path.stem for path in (CAPI / "tests").glob("test_*.c"))
+PROMISES = [
+    (name, program) for name in LIBRARIES for program in PROGRAMS
+    if (name, program) != ("bnnumba_embed", "test_isa")  # its kernels are for this very CPU
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@needs("cc")
+@pytest.mark.parametrize(("name", "program"), PROMISES, ids="-".join)
+def test_conformance(name, program, tmp_path):
+    source, binary = CAPI / "tests" / f"{program}.c", tmp_path / program
+    run("cc", *C99, "-O1", source, "-o", binary, *link(name), "-lpthread")
+    run(binary, env={"BNNUMBA_PYTHON_ENV": sys.prefix})
+
+
+@needs("nm")
+def test_nothing_of_python_is_left_undefined():
+    symbols = run("nm", "-D", "-u", build()).stdout
+    assert "GOMP_parallel" in symbols
+    assert not re.search(r"\bPy|_Py|NRT|numba|__extendhfsf2|__truncsfhf2", symbols)
+
+
+@needs("ldd")
+def test_the_library_needs_the_c_library_and_openmp_only():
+    needed = {line.split()[0].split("/")[-1] for line in run("ldd", build()).stdout.splitlines()}
+    allowed = r"linux-vdso\.so\.1|ld-linux.*|libc\.so\.6|libm\.so\.6|libpthread\.so\.0|libgomp\.so\.1"
+    assert {name for name in needed if not re.fullmatch(allowed, name)} == set()
+
+
+def _exported(name):
+    lines = run("nm", "-D", "--defined-only", build(name)).stdout.splitlines()
+    return sorted(line.split()[-1].split("@")[0] for line in lines)
+
+
+def _layouts(tmp_path):
+    """Return the sizes and offsets of all structs of the header, as the compiler sees them."""
+    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
+    structs = re.findall(r"typedef struct (\w+) \{(.*?)\}", text, re.S)
+    prints = []
+    for struct, body in structs:
+        prints.append(f'printf("struct {struct} size %zu\\n", sizeof({struct}));')
+        for member in re.findall(r"\*?(\w+);", body):
+            prints.append(
+                f'printf("struct {struct} {member} %zu\\n", offsetof({struct}, {member}));'
+            )
+    enums = re.findall(r"\b(BNNUMBA_[A-Z0-9_]+) = ", text)
+    prints += [f'printf("enum {name} %d\\n", (int){name});' for name in enums]
+    source, binary = tmp_path / "layouts.c", tmp_path / "layouts"
+    source.write_text(
+        "#include <bnnumba.h>\n#include <stdio.h>\nint main(void)\n{\n"
+        + "\n".join(prints)
+        + "\nreturn 0;\n}\n"
+    )
+    run("cc", *C99, source, "-o", binary, f"-I{HEADER.parent}")
+    return run(binary).stdout.splitlines()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the list is that of x86-64")
+@needs("cc", "nm")
+def test_the_abi_is_the_committed_one(tmp_path):
+    found = [f"function {name}" for name in _exported("bnnumba")] + _layouts(tmp_path)
+    assert found == (CAPI / "abi.txt").read_text().splitlines()
+
+
+@pytest.mark.slow
+@needs("cc", "nm")
+def test_both_libraries_export_the_same_and_nothing_else():
+    declared = re.findall(r"^\w[\w ]*?\*?(bnnumba_\w+)\(", HEADER.read_text(), re.M)
+    assert _exported("bnnumba") == _exported("bnnumba_embed") == sorted(declared)
+
+
+@needs("cc")
+def test_the_library_is_small_and_loads_at_once():
+    path = build()
+    assert path.stat().st_size < 4 * 2**20
+    # What OpenMP's runtime costs by itself does not count.
+    code = f"""if True:
+        import ctypes, time
+        ctypes.CDLL("libgomp.so.1")
+        begin = time.perf_counter()
+        ctypes.CDLL({str(path)!r})
+        print(time.perf_counter() - begin)
+    """
+    assert min(float(run(sys.executable, "-c", code).stdout) for _ in range(5)) < 5e-3
+
+
+@needs("readelf")
+def test_the_soname_is_that_of_the_major_version():
+    for name in LIBRARIES[:1]:
+        assert f"[lib{name}.so.0]" in run("readelf", "-d", build(name)).stdout
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang", "g++", "clang++"])
+def test_the_header_is_clean_c99_and_cpp17(compiler, tmp_path):
+    try:
+        subprocess.run([compiler, "--version"], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip(f"not installed: {compiler}")
+    cpp = compiler.endswith("++")
+    body = "#include <bnnumba.h>\nint main(void) { bnnumba_params p = BNNUMBA_PARAMS_INIT; return p.weight != 0; }\n"
+    # The caller's own dlpack.h, before ours: its structs are the ones that count.
+    dlpack = """
+        #define DLPACK_DLPACK_H_
+        #include <stdint.h>
+        typedef enum { kDLCPU = 1, kDLCUDA = 2 } DLDeviceType;
+        typedef struct { DLDeviceType device_type; int32_t device_id; } DLDevice;
+        typedef struct { uint8_t code; uint8_t bits; uint16_t lanes; } DLDataType;
+        typedef struct { void *data; DLDevice device; int32_t ndim; DLDataType dtype;
+                         int64_t *shape; int64_t *strides; uint64_t byte_offset; } DLTensor;
+    """
+    for before in ("", "#include <bnnumba.h>\n", dlpack):
+        source = tmp_path / ("header.cpp" if cpp else "header.c")
+        source.write_text(before + body)
+        flags = ["-std=c++17" if cpp else "-std=c99", *WARNINGS]
+        run(compiler, *flags, f"-I{HEADER.parent}", source, "-o", tmp_path / "header")
+
+
+@pytest.mark.slow
+@needs("cc")
+def test_embedding_says_what_is_missing(tmp_path):
+    source, binary = CAPI / "tests" / "test_version.c", tmp_path / "version"
+    run("cc", *C99, source, "-o", binary, *link("bnnumba_embed"))
+    process = run(binary, env={"BNNUMBA_PYTHON_ENV": str(tmp_path)}, status=1)
+    assert f"there is no Python environment at {tmp_path}" in process.stderr
+    site_packages = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    (tmp_path / site_packages / "bnnumba" / "_capi").mkdir(parents=True)
+    (tmp_path / site_packages / "bnnumba" / "__init__.py").write_text("raise ImportError('broken')")
+    env = {"BNNUMBA_PYTHON_ENV": str(tmp_path), "PYTHONPATH": str(tmp_path / site_packages)}
+    process = run(binary, env=env, status=1)
+    assert f"bnnumba does not start in the Python environment {tmp_path}" in process.stderr
+
+
+@pytest.mark.slow
+@needs("cc")
+def test_hot_calls_of_the_embedded_library_do_not_take_the_gil(tmp_path):
+    source, binary = tmp_path / "gil.c", tmp_path / "gil"
+    source.write_text(r"""
+        #include <bnnumba.h>
+        #include <stdio.h>
+        #include <time.h>
+        int main(void)
+        {
+            float x[8] = {1, 2, 3, 4, 5, 6, 7, 8}, y[8];
+            struct timespec begin, end;
+            if (bnnumba_forward_training(BNNUMBA_FLOAT32, BNNUMBA_NCS, 1, 8, 1, x, NULL, y, NULL))
+                return 1;
+            clock_gettime(CLOCK_MONOTONIC, &begin);
+            for (int i = 0; i < 200000; i++)
+                bnnumba_forward_training(BNNUMBA_FLOAT32, BNNUMBA_NCS, 1, 8, 1, x, NULL, y, NULL);
+            clock_gettime(CLOCK_MONOTONIC, &end);
+            printf("%g\n", (double)(end.tv_sec - begin.tv_sec) * 5e3 +
+                               (double)(end.tv_nsec - begin.tv_nsec) / 2e5);
+            return 0;
+        }
+    """)
+    run("cc", *C99, "-O2", source, "-o", binary, *link("bnnumba_embed"))
+    begin = time.perf_counter()
+    nanoseconds = float(run(binary, env={"BNNUMBA_PYTHON_ENV": sys.prefix}).stdout)
+    # Under 1 us; the bound leaves room for a loaded machine. The interpreter would take 10 us.
+    assert nanoseconds < 3000, f"{nanoseconds} ns, {time.perf_counter() - begin} s in all"
+
+
+@needs("cc", "pkg-config", "cmake")
+@pytest.mark.slow
+def test_an_installed_library_is_found_by_pkg_config_and_cmake(tmp_path):
+    prefix = tmp_path / "prefix"
+    build("bnnumba_embed")
+    run("make", "-C", CAPI, "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}", timeout=1800)
+    environment = {
+        "PKG_CONFIG_PATH": str(prefix / "lib" / "pkgconfig"),
+        "LD_LIBRARY_PATH": str(prefix / "lib"),
+    }
+    program = CAPI / "tests" / "test_version.c"
+    flags = run("pkg-config", "--cflags", "--libs", "bnnumba", env=environment).stdout.split()
+    run("cc", program, *flags, "-lm", "-o", tmp_path / "a.out")
+    run(tmp_path / "a.out", env=environment)
+
+    (tmp_path / "CMakeLists.txt").write_text(f"""
+        cmake_minimum_required(VERSION 3.16)
+        project(app C)
+        find_package(bnnumba 0.1 REQUIRED)
+        add_executable(app {program})
+        target_link_libraries(app bnnumba::bnnumba m)
+        if(NOT TARGET bnnumba::embed)
+          message(FATAL_ERROR "no bnnumba::embed")
+        endif()
+    """)
+    run("cmake", "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", tmp_path / "b")
+    run(tmp_path / "b" / "app")
