@@ -37,7 +37,7 @@ def write_header(path: Path) -> None:
     """Write what C must know about the kernels, from where Python knows it."""
     from bnnumba import __version__, cpu
     from bnnumba._capi import entries
-    from bnnumba.cpu import moments, parallel
+    from bnnumba.cpu import moments
 
     fields = "\n".join(
         f"    {'double' if name in entries.FLOATS else 'int64_t'} {name};"
@@ -46,7 +46,7 @@ def write_header(path: Path) -> None:
     constants = {
         "PARALLEL_SIZE": cpu.PARALLEL_SIZE,
         "WORKSPACE": moments.WORKSPACE,
-        "STAGE": parallel.STAGE,
+        "STAGE": cpu.STAGE,
     }
     defines = "\n".join(f"#define {name} INT64_C({value})" for name, value in constants.items())
     listed = " \\\n    ".join(f"X({name})" for name in entries.names())

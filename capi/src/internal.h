@@ -102,6 +102,7 @@ bnnumba_status bn_check_overlap(const spans *all);
 
 /* A workspace of doubles from one allocation, handed out from front to back. */
 typedef struct workspace {
+    void *allocated;
     double *memory;
     int64_t used;
 } workspace;

@@ -153,7 +153,7 @@ bnnumba_status bnnumba_running_add(bnnumba_running *handle, int64_t c, int64_t c
 bnnumba_status bnnumba_running_merge(bnnumba_running *handle, bnnumba_running *other)
 {
     slot *to, *from;
-    workspace w = {NULL, 0};
+    workspace w = {.allocated = NULL};
     bn_lock();
     bnnumba_status status = find("handle", handle, &to);
     if (status == BNNUMBA_OK)

@@ -7,13 +7,16 @@
 
 #include "internal.h"
 
+enum { LINE = 64 }; /* bytes of a cache line */
+
 bnnumba_status bn_reserve(workspace *w, int64_t doubles)
 {
     w->used = 0;
-    w->memory = malloc((size_t)(doubles > 0 ? doubles : 1) * sizeof(double));
-    if (!w->memory)
+    w->allocated = malloc((size_t)doubles * sizeof(double) + LINE);
+    if (!w->allocated)
         return bn_fail(BNNUMBA_ERROR_MEMORY, "cannot allocate a workspace of %lld bytes",
                        (long long)doubles * 8);
+    w->memory = (double *)(((uintptr_t)w->allocated + LINE - 1) / LINE * LINE);
     return BNNUMBA_OK;
 }
 
@@ -26,7 +29,7 @@ double *bn_take(workspace *w, int64_t doubles)
 
 void bn_release(workspace *w)
 {
-    free(w->memory);
+    free(w->allocated);
 }
 
 double *bn_widen(workspace *w, bnnumba_dtype dtype, const void *from, int64_t c)
@@ -122,7 +125,8 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, int fus
         decide(fused, r->threads, &r->j, NULL);
     if (r->j.block)
         r->items = (b->c + r->j.block - 1) / r->j.block * (fused ? 1 : r->j.slabs);
-    r->stride = r->j.block * WORKSPACE + (r->j.streaming ? STAGE : 0);
+    /* A stage of any dtype fits, and begins on a cache line as the workspace does. */
+    r->stride = r->j.block * WORKSPACE + r->j.staged;
     return BNNUMBA_OK;
 }
 

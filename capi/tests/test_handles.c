@@ -1,0 +1,83 @@
+/* Handles: merging and reading, and every misuse of one is an error. */
+
+#include "check.h"
+
+enum { C = 5, ROWS = 300 };
+
+static float x[ROWS * C];
+static double mean[C], m2[C], expected_mean[C], expected_m2[C];
+static int64_t count, channels;
+
+static void stale(void)
+{
+    bnnumba_running *first, *second;
+    size_t size;
+    CHECK_OK(bnnumba_running_create(C, &first));
+    CHECK_OK(bnnumba_running_destroy(first));
+    CHECK_OK(bnnumba_running_create(C, &second)); /* may take the place of the first */
+    bnnumba_running *wrong[] = {first, NULL, (bnnumba_running *)x, (bnnumba_running *)UINTPTR_MAX};
+    for (int i = 0; i < COUNT(wrong); i++) {
+        bnnumba_running *bad = wrong[i];
+        CHECK_ERROR(BNNUMBA_ERROR_HANDLE, "handle",
+                    bnnumba_running_update(bad, BNNUMBA_FLOAT32, BNNUMBA_NSC, ROWS, C, 1, x));
+        CHECK_ERROR(BNNUMBA_ERROR_HANDLE, "handle", bnnumba_running_add(bad, C, 1, mean, m2));
+        CHECK_ERROR(BNNUMBA_ERROR_HANDLE, "handle", bnnumba_running_merge(bad, second));
+        CHECK_ERROR(BNNUMBA_ERROR_HANDLE, "other", bnnumba_running_merge(second, bad));
+        CHECK_ERROR(BNNUMBA_ERROR_HANDLE, "handle",
+                    bnnumba_running_read(bad, NULL, &count, mean, m2));
+        CHECK_ERROR(BNNUMBA_ERROR_HANDLE, "handle", bnnumba_running_save(bad, NULL, 0, &size));
+        if (bad)
+            CHECK_ERROR(BNNUMBA_ERROR_HANDLE, "handle", bnnumba_running_destroy(bad));
+    }
+    CHECK_OK(bnnumba_running_destroy(second));
+}
+
+static void many(void)
+{
+    enum { MANY = 1000 };
+    bnnumba_running *handles[MANY];
+    for (int64_t i = 0; i < MANY; i++)
+        CHECK_OK(bnnumba_running_create(i, &handles[i]));
+    for (int64_t i = 0; i < MANY; i++) {
+        CHECK_OK(bnnumba_running_read(handles[i], &channels, &count, NULL, NULL));
+        CHECK(channels == i && count == 0);
+    }
+    for (int i = 0; i < MANY; i++)
+        CHECK_OK(bnnumba_running_destroy(handles[i]));
+}
+
+int main(void)
+{
+    bnnumba_running *a, *b;
+    fill(x, COUNT(x), 3);
+    CHECK_OK(bnnumba_moments(BNNUMBA_FLOAT32, BNNUMBA_NSC, ROWS, C, 1, x, &count, expected_mean,
+                             expected_m2));
+    CHECK_OK(bnnumba_running_create(C, &a));
+    CHECK_OK(bnnumba_running_create(C, &b));
+    CHECK_OK(bnnumba_running_update(a, BNNUMBA_FLOAT32, BNNUMBA_NSC, 100, C, 1, x));
+    CHECK_OK(bnnumba_running_update(b, BNNUMBA_FLOAT32, BNNUMBA_NSC, 7, C, 1, x + 100 * C));
+    CHECK_OK(bnnumba_moments(BNNUMBA_FLOAT32, BNNUMBA_NSC, 193, C, 1, x + 107 * C, &count, mean, m2));
+    CHECK_OK(bnnumba_running_add(b, C, count, mean, m2));
+    CHECK_OK(bnnumba_running_merge(a, b));
+    CHECK_OK(bnnumba_running_read(a, &channels, &count, mean, m2));
+    CHECK(channels == C && count == ROWS);
+    for (int i = 0; i < C; i++) {
+        CHECK(is_close(mean[i], expected_mean[i], 1e-14));
+        CHECK(is_close(m2[i], expected_m2[i], 1e-14));
+    }
+
+    /* Merging a handle with itself doubles it. */
+    CHECK_OK(bnnumba_running_merge(a, a));
+    CHECK_OK(bnnumba_running_read(a, NULL, &count, mean, m2));
+    CHECK(count == 2 * ROWS && is_close(mean[0], expected_mean[0], 1e-14));
+    CHECK(is_close(m2[0], 2 * expected_m2[0], 1e-13));
+
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "expected 5 channels, got 4",
+                bnnumba_running_update(a, BNNUMBA_FLOAT32, BNNUMBA_NSC, 10, 4, 1, x));
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "channels", bnnumba_running_add(a, 4, 1, mean, m2));
+    CHECK_OK(bnnumba_running_destroy(a));
+    CHECK_OK(bnnumba_running_destroy(b));
+    stale();
+    many();
+    return 0;
+}
