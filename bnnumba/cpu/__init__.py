@@ -27,13 +27,17 @@ PARALLEL_SIZE = 65536
 # A block of channels, and all that a fused step sweeps twice, should stay within half of a 1 MiB
 # L2 cache.
 BLOCK_BYTES = 512 * 1024
+# Channels per block at most: their accumulators must stay in L1, in the ncs view as three vectors
+# of eight each, in the rc view as three numbers.
+BLOCK_NCS, BLOCK_RC = 64, 1024
+# Rows from this size on are long enough to be taken one channel at a time.
+LONG_ROW = 1024
 # From this size on, outputs are written past the caches: reading the lines that are about to be
 # overwritten cost a third of the time (25 MB: 2.6 ms against 1.5).
-STREAM_BYTES = 16 * 1024 * 1024
-# Rows shorter than this have too many ends that cannot be streamed.
-STREAM_ROW_BYTES = 512
-# Channels per block where a block cannot stay in the cache: their accumulators fit in L1.
-WIDE_BLOCK = 1024
+STREAM_BYTES = 4 * 1024 * 1024
+# Shorter rows are streamed through a stage of this many elements.
+STAGED_ROW_BYTES = 2048
+STAGE = 8192
 
 
 def _plan(x):
@@ -41,27 +45,32 @@ def _plan(x):
 
 
 def _fused_block(x, arrays):
-    """Return how many channels a fused step takes at a time, or 0 if it is better not fused."""
+    """Return how many channels a fused step takes at a time, or 0 if it is better not fused.
+
+    In the rc view neighbouring channels share cache lines, and a block narrow enough to stay in the
+    cache would read them piecemeal: two sweeps over whole rows were twice as fast.
+    """
     channels = x.shape[1]
     workers = threads.count()
+    if x.ndim == 2 or (workers > 1 and channels < 2 * workers):
+        return 0
     channel_bytes = x.size // channels * x.itemsize * arrays
-    if x.ndim == 3:
-        if channels < 2 * workers and workers > 1:
-            return 0  # too few channels to share out
-        return max(1, min(BLOCK_BYTES // channel_bytes, channels // (4 * workers)))
-    # Neighbouring channels share cache lines, so that a block is a whole number of lines wide.
-    line = 64 // x.itemsize
-    lines = min(BLOCK_BYTES // channel_bytes // line, channels // (2 * workers * line))
-    return lines * line
+    block = min(BLOCK_BYTES // channel_bytes, BLOCK_NCS, channels // (4 * workers))
+    return max(1, block)
 
 
 def _split_block(x):
-    return 1 if x.ndim == 3 and x.shape[2] >= 1024 else min(x.shape[1], WIDE_BLOCK)
+    if x.ndim == 3:
+        return 1 if x.shape[2] >= LONG_ROW else min(x.shape[1], BLOCK_NCS)
+    return min(x.shape[1], BLOCK_RC)
 
 
-def _streams(x, out):
-    row = x.shape[2] if x.ndim == 3 else x.shape[1]
-    return out.size * out.itemsize >= STREAM_BYTES and row * x.itemsize >= STREAM_ROW_BYTES
+def _streaming(out):
+    """Return whether to stream an output, and the size of the stage to do it through, or 0."""
+    if out.size * out.itemsize < STREAM_BYTES:
+        return False, 0
+    row = out.shape[2] if out.ndim == 3 else out.shape[1]
+    return True, STAGE if row * out.itemsize < STAGED_ROW_BYTES else 0
 
 
 def forward(x, weight, bias, eps, y):
@@ -69,12 +78,12 @@ def forward(x, weight, bias, eps, y):
     channels = x.shape[1]
     stats = np.empty((3, channels))
     if x.size < PARALLEL_SIZE:
-        parallel.forward.serial(x, channels, _plan(x), weight, bias, eps, stats, y, False)
+        parallel.forward.serial(x, channels, _plan(x), weight, bias, eps, stats, y, False, 0)
         return stats
     block = _fused_block(x, 1)
     if block:
         threads.run(
-            parallel.forward, True, x, block, _plan(x), weight, bias, eps, stats, y, _streams(x, y)
+            parallel.forward, True, x, block, _plan(x), weight, bias, eps, stats, y, *_streaming(y)
         )
         return stats
     collect_moments(x, eps, stats)
@@ -91,9 +100,9 @@ def collect_moments(x, eps, stats):
 def normalize(x, weight, bias, mean, invstd, y):
     """Write (x - mean) * invstd * weight + bias to `y`."""
     large = x.size >= PARALLEL_SIZE
-    block, stream = _split_block(x), _streams(x, y)
+    block, stream = _split_block(x), _streaming(y)
     threads.run(
-        parallel.normalize, large, x, block, _plan(x), weight, bias, mean, invstd, y, stream
+        parallel.normalize, large, x, block, _plan(x), weight, bias, mean, invstd, y, *stream
     )
 
 
@@ -101,15 +110,15 @@ def backward(x, dy, weight, stats, dx, dweight, dbias):
     """Write the gradients of a batch that was normalized by its own statistics."""
     if x.size < PARALLEL_SIZE:
         parallel.backward.serial(
-            x, dy, x.shape[1], _plan(x), weight, stats, dx, dweight, dbias, False
+            x, dy, x.shape[1], _plan(x), weight, stats, dx, dweight, dbias, False, 0
         )
         return
     block = _fused_block(x, 2)
     if block:
-        stream = _streams(x, dx)
+        stream = _streaming(dx)
         threads.run(
             parallel.backward, True, x, dy, block, _plan(x), weight, stats, dx, dweight, dbias,
-            stream,
+            *stream,
         )  # fmt: skip
         return
     sums = np.empty((2, x.shape[1]))
@@ -128,8 +137,8 @@ def backward_reduce(x, dy, mean, invstd, sums, dweight, dbias):
 def backward_input(x, dy, weight, mean, invstd, sums, count, dx):
     """Write the gradient of the input, given the sums over `count` values per channel."""
     large = x.size >= PARALLEL_SIZE
-    block, stream = _split_block(x), _streams(x, dx)
+    block, stream = _split_block(x), _streaming(dx)
     threads.run(
         parallel.input_gradient, large, x, dy, block, _plan(x), weight, mean, invstd, sums,
-        float(count), dx, stream,
+        float(count), dx, *stream,
     )  # fmt: skip

@@ -10,11 +10,13 @@ The sums are float64; dx is a * dy + b * (x - center) + rest with coefficients p
 `center` is the mean rounded to the precision of the arithmetic, as in `normalize`.
 """
 
-from .jit import inlined
+from .jit import inlined, part
 from .moments import WORKSPACE, load_lanes
+from .normalize import staged_rows, stream_out
 from .plan import slab_bounds
 from .simd import (
     BLOCK,
+    adjacent,
     fma,
     hsum,
     lanes,
@@ -38,7 +40,7 @@ from .simd import (
 
 @inlined
 def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn, sums, at):
-    """Add sum(dy) and sum(dy * (x - mean)) of columns s0 to s1 to the lanes ``sums[at:at + 16]``."""
+    """Add sum(dy) and sum(dy * (x - mean)) of s0 to s1 to the lanes ``sums[at:at + 16]``."""
     k = splat_f64(mean)
     distance = prefetch_distance(row)
     a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
@@ -76,7 +78,7 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
     store(sums, at + 8, (q0 + q1) + (q2 + q3))
 
 
-@inlined
+@part
 def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
     """Write the two sums over one slab of x[n, c, s] for a range of channels."""
     n, channels, s = x.shape
@@ -104,7 +106,7 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
         sum_dy_xmu[c] = hsum(load_f64(work, at + 8))
 
 
-@inlined
+@part
 def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
     """Write the two sums over one slab of x[r, c] for a range of channels."""
     r = x.shape[0]
@@ -182,40 +184,50 @@ def input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs):
 
 
 @inlined
-def input_row(row, grad, out, begin, end, center, a, b, rest, streaming):
-    """Write dx for ``row[begin:end]`` of one channel."""
+def input_row(row, grad, begin, end, out, at, center, a, b, rest, streaming):
+    """Write dx for ``row[begin:end]`` of one channel from ``out[at]`` on."""
     step = lanes(row)
     vc, va, vb, vr = splat(row, center), splat(row, a), splat(row, b), splat(row, rest)
     i = begin
+    k = at - begin
     if streaming:
-        head = min(end - begin, unaligned(out, begin))
-        while head > 0:
-            part = min(head, step)
+        head = min(end, begin + unaligned(out, at))
+        while i < head:
+            part = min(head - i, step)
             v = fma(load_part(row, i, part) - vc, vb, vr)
-            store_part(out, i, part, fma(load_part(grad, i, part), va, v))
+            store_part(out, k + i, part, fma(load_part(grad, i, part), va, v))
             i += part
-            head -= part
         while i + step <= end:
-            stream(out, i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
+            stream(out, k + i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
             i += step
     while i + step <= end:
-        store(out, i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
+        store(out, k + i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
         i += step
     if i < end:
         part = end - i
         v = fma(load_part(row, i, part) - vc, vb, vr)
-        store_part(out, i, part, fma(load_part(grad, i, part), va, v))
+        store_part(out, k + i, part, fma(load_part(grad, i, part), va, v))
 
 
-@inlined
-def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming):
-    """Write dx for one slab of x[n, c, s] and a range of channels, last rows first."""
-    n, _, s = x.shape
+@part
+def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, stage):
+    """Write dx for one slab of x[n, c, s] and a range of channels; see `normalize_slab_ncs`."""
+    n, channels, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
+    group = staged_rows(stage, s, adjacent(dx[0, 0], dx[0, min(1, channels - 1)], s))
+    piece = stage.size if stage.size else s
     for i in range(n1 - 1, n0 - 1, -1):
-        for c in range(begin, end):
-            center, a, b, rest = coefs[0, c], coefs[1, c], coefs[2, c], coefs[3, c]
-            input_row(x[i, c], dy[i, c], dx[i, c], s0, s1, center, a, b, rest, streaming)
+        for c in range(begin, end, group):
+            last = min(end, c + group)
+            for j in range(s0, s1, piece):
+                k = min(s1, j + piece)
+                for d in range(c, last):
+                    center, a, b, rest = coefs[0, d], coefs[1, d], coefs[2, d], coefs[3, d]
+                    out, at = (stage, (d - c) * (k - j)) if stage.size else (dx[i, d], j)
+                    direct = streaming and stage.size == 0
+                    input_row(x[i, d], dy[i, d], j, k, out, at, center, a, b, rest, direct)
+                if stage.size:
+                    stream_out(stage, (last - c) * (k - j), dx[i, c], j)
 
 
 @inlined
@@ -227,32 +239,45 @@ def input_part(row, grad, coefs, c, live):
 
 
 @inlined
-def input_whole(row, grad, coefs, c):
-    """Return dx for one vector of channels."""
-    v = fma(load(row, c) - load(coefs[0], c), load(coefs[2], c), load(coefs[3], c))
-    return fma(load(grad, c), load(coefs[1], c), v)
-
-
-@inlined
-def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming):
-    """Write dx for one slab of x[r, c] and a range of channels, last rows first."""
-    n0, n1, _, _ = slab_bounds(x.shape[0], 1, plan, slab)
-    step = lanes(x)
-    for i in range(n1 - 1, n0 - 1, -1):
-        row, grad, out = x[i], dy[i], dx[i]
-        c = begin
-        if streaming:
-            head = min(end - begin, unaligned(out, begin))
-            while head > 0:
-                part = min(head, step)
-                store_part(out, c, part, input_part(row, grad, coefs, c, part))
-                c += part
-                head -= part
-            while c + step <= end:
-                stream(out, c, input_whole(row, grad, coefs, c))
-                c += step
+def input_columns(row, grad, begin, end, coefs, out, at, streaming):
+    """Write dx for the channels ``row[begin:end]`` from ``out[at]`` on."""
+    centers, factors, slopes, rests = coefs[0], coefs[1], coefs[2], coefs[3]
+    step = lanes(row)
+    c = begin
+    k = at - begin
+    if streaming:
+        head = min(end, begin + unaligned(out, at))
+        while c < head:
+            part = min(head - c, step)
+            store_part(out, k + c, part, input_part(row, grad, coefs, c, part))
+            c += part
         while c + step <= end:
-            store(out, c, input_whole(row, grad, coefs, c))
+            v = fma(load(row, c) - load(centers, c), load(slopes, c), load(rests, c))
+            stream(out, k + c, fma(load(grad, c), load(factors, c), v))
             c += step
-        if c < end:
-            store_part(out, c, end - c, input_part(row, grad, coefs, c, end - c))
+    while c + step <= end:
+        v = fma(load(row, c) - load(centers, c), load(slopes, c), load(rests, c))
+        store(out, k + c, fma(load(grad, c), load(factors, c), v))
+        c += step
+    if c < end:
+        store_part(out, k + c, end - c, input_part(row, grad, coefs, c, end - c))
+
+
+@part
+def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming, stage):
+    """Write dx for one slab of x[r, c] and a range of channels; see `normalize_slab_rc`."""
+    rows, channels = x.shape
+    n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
+    whole = end - begin == channels and adjacent(dx[0], dx[min(1, rows - 1)], channels)
+    group = staged_rows(stage, end - begin, whole)
+    piece = stage.size if stage.size else channels
+    for last in range(n1, n0, -group):
+        i = max(n0, last - group)
+        for c in range(begin, end, piece):
+            size = min(end, c + piece) - c
+            for r in range(i, last):
+                out, at = (stage, (r - i) * size) if stage.size else (dx[r], c)
+                direct = streaming and stage.size == 0
+                input_columns(x[r], dy[r], c, c + size, coefs, out, at, direct)
+            if stage.size:
+                stream_out(stage, (last - i) * size, dx[i], c)

@@ -13,7 +13,7 @@ A constant chunk has pivot = its value exactly (the pivot is a first value plus 
 from it), hence d = 0 and m2 = 0 exactly.
 """
 
-from .jit import inlined
+from .jit import inlined, part
 from .plan import slab_bounds
 from .simd import (
     BLOCK,
@@ -122,7 +122,7 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
     store(sums, at + 8, (q0 + q1) + (q2 + q3))
 
 
-@inlined
+@part
 def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2):
     """Write the moments of one slab of x[n, c, s] to ``mean[c], m2[c]`` for a range of channels."""
     n, channels, s = x.shape
@@ -159,7 +159,7 @@ def load_lanes(row, i, live):
     return load_f64(row, i) if live >= 8 else load_f64_part(row, i, live)
 
 
-@inlined
+@part
 def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2):
     """Write the moments of one slab of x[r, c] to ``mean[c], m2[c]`` for a range of channels.
 

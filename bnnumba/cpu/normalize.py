@@ -8,9 +8,10 @@ rounding left over, so that an offset of any size costs no digits of y:
 
 import math
 
-from .jit import inlined
+from .jit import inlined, part
 from .plan import slab_bounds
 from .simd import (
+    adjacent,
     fma,
     lanes,
     load,
@@ -57,78 +58,130 @@ def normalize_coefficients(begin, end, mean, invstd, weight, bias, coefs):
         coefs[2, c] = shift
 
 
+@part
+def stream_out(stage, size, out, at):
+    """Write ``stage[:size]`` to the elements from ``out[at]`` on, past the caches."""
+    step = lanes(stage)
+    i = min(size, unaligned(out, at))
+    k = 0
+    while k < i:
+        part = min(i - k, step)
+        store_part(out, at + k, part, load_part(stage, k, part))
+        k += part
+    while i + step <= size:
+        stream(out, at + i, load(stage, i))
+        i += step
+    if i < size:
+        store_part(out, at + i, size - i, load_part(stage, i, size - i))
+
+
 @inlined
-def normalize_row(row, out, begin, end, center, scale, shift, streaming):
-    """Write the normalized ``row[begin:end]`` of one channel to `out`."""
+def normalize_row(row, begin, end, out, at, center, scale, shift, streaming):
+    """Write the normalized ``row[begin:end]`` of one channel from ``out[at]`` on."""
     step = lanes(row)
     vc, vs, vb = splat(row, center), splat(row, scale), splat(row, shift)
     i = begin
+    k = at - begin
     if streaming:
-        head = min(end - begin, unaligned(out, begin))
-        while head > 0:
-            part = min(head, step)
-            store_part(out, i, part, fma(load_part(row, i, part) - vc, vs, vb))
+        head = min(end, begin + unaligned(out, at))
+        while i < head:
+            part = min(head - i, step)
+            store_part(out, k + i, part, fma(load_part(row, i, part) - vc, vs, vb))
             i += part
-            head -= part
         while i + step <= end:
-            stream(out, i, fma(load(row, i) - vc, vs, vb))
+            stream(out, k + i, fma(load(row, i) - vc, vs, vb))
             i += step
     while i + 2 * step <= end:
         v0, v1 = load(row, i) - vc, load(row, i + step) - vc
-        store(out, i, fma(v0, vs, vb))
-        store(out, i + step, fma(v1, vs, vb))
+        store(out, k + i, fma(v0, vs, vb))
+        store(out, k + i + step, fma(v1, vs, vb))
         i += 2 * step
     if i + step <= end:
-        store(out, i, fma(load(row, i) - vc, vs, vb))
+        store(out, k + i, fma(load(row, i) - vc, vs, vb))
         i += step
     if i < end:
         part = end - i
-        store_part(out, i, part, fma(load_part(row, i, part) - vc, vs, vb))
+        store_part(out, k + i, part, fma(load_part(row, i, part) - vc, vs, vb))
 
 
-@inlined
-def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, streaming):
+@part
+def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, streaming, stage):
     """Normalize one slab of x[n, c, s] for a range of channels, last rows first.
 
-    What the sweep before read last is still in the cache.
+    What the sweep before read last is still in the cache. Where there is a stage, y is streamed
+    through it, as many rows at a time as it holds and as stand side by side in y: the ends of
+    short rows could not be streamed each by itself. (Long rows lose by it: writes in bursts keep
+    the reads waiting, 8.0 ms against 5.6 for 100 MB.)
     """
-    n, _, s = x.shape
+    n, channels, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
+    group = staged_rows(stage, s, adjacent(y[0, 0], y[0, min(1, channels - 1)], s))
+    piece = stage.size if stage.size else s
     for i in range(n1 - 1, n0 - 1, -1):
-        for c in range(begin, end):
-            normalize_row(
-                x[i, c], y[i, c], s0, s1, coefs[0, c], coefs[1, c], coefs[2, c], streaming
-            )
+        for c in range(begin, end, group):
+            last = min(end, c + group)
+            for j in range(s0, s1, piece):
+                size = min(s1, j + piece) - j
+                for d in range(c, last):
+                    center, scale, shift = coefs[0, d], coefs[1, d], coefs[2, d]
+                    out, at = (stage, (d - c) * size) if stage.size else (y[i, d], j)
+                    direct = streaming and stage.size == 0
+                    normalize_row(x[i, d], j, j + size, out, at, center, scale, shift, direct)
+                if stage.size:
+                    stream_out(stage, (last - c) * size, y[i, c], j)
 
 
 @inlined
-def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, streaming):
-    """Normalize one slab of x[r, c] for a range of channels, last rows first."""
-    n0, n1, _, _ = slab_bounds(x.shape[0], 1, plan, slab)
+def staged_rows(stage, width, side_by_side):
+    """Return how many rows of `width` elements go through the stage at a time."""
+    return max(1, stage.size // width) if side_by_side else 1
+
+
+@inlined
+def normalize_columns(row, begin, end, coefs, out, at, streaming):
+    """Write the normalized channels ``row[begin:end]`` from ``out[at]`` on."""
     centers, scales, shifts = coefs[0], coefs[1], coefs[2]
-    step = lanes(x)
-    for i in range(n1 - 1, n0 - 1, -1):
-        row, out = x[i], y[i]
-        c = begin
-        if streaming:
-            head = min(end - begin, unaligned(out, begin))
-            while head > 0:
-                part = min(head, step)
-                v = load_part(row, c, part) - load_part(centers, c, part)
-                v = fma(v, load_part(scales, c, part), load_part(shifts, c, part))
-                store_part(out, c, part, v)
-                c += part
-                head -= part
-            while c + step <= end:
-                v = fma(load(row, c) - load(centers, c), load(scales, c), load(shifts, c))
-                stream(out, c, v)
-                c += step
-        while c + step <= end:
-            v = fma(load(row, c) - load(centers, c), load(scales, c), load(shifts, c))
-            store(out, c, v)
-            c += step
-        if c < end:
-            part = end - c
+    step = lanes(row)
+    c = begin
+    k = at - begin
+    if streaming:
+        head = min(end, begin + unaligned(out, at))
+        while c < head:
+            part = min(head - c, step)
             v = load_part(row, c, part) - load_part(centers, c, part)
             v = fma(v, load_part(scales, c, part), load_part(shifts, c, part))
-            store_part(out, c, part, v)
+            store_part(out, k + c, part, v)
+            c += part
+        while c + step <= end:
+            v = fma(load(row, c) - load(centers, c), load(scales, c), load(shifts, c))
+            stream(out, k + c, v)
+            c += step
+    while c + step <= end:
+        v = fma(load(row, c) - load(centers, c), load(scales, c), load(shifts, c))
+        store(out, k + c, v)
+        c += step
+    if c < end:
+        part = end - c
+        v = load_part(row, c, part) - load_part(centers, c, part)
+        v = fma(v, load_part(scales, c, part), load_part(shifts, c, part))
+        store_part(out, k + c, part, v)
+
+
+@part
+def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, streaming, stage):
+    """Normalize one slab of x[r, c] for a range of channels, last rows first."""
+    rows, channels = x.shape
+    n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
+    whole = end - begin == channels and adjacent(y[0], y[min(1, rows - 1)], channels)
+    group = staged_rows(stage, end - begin, whole)
+    piece = stage.size if stage.size else channels
+    for last in range(n1, n0, -group):
+        i = max(n0, last - group)
+        for c in range(begin, end, piece):
+            size = min(end, c + piece) - c
+            for r in range(i, last):
+                out, at = (stage, (r - i) * size) if stage.size else (y[r], c)
+                direct = streaming and stage.size == 0
+                normalize_columns(x[r], c, c + size, coefs, out, at, direct)
+            if stage.size:
+                stream_out(stage, (last - i) * size, y[i], c)

@@ -27,6 +27,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 __all__ = [
     "BLOCK",
+    "adjacent",
     "fma",
     "hsum",
     "lanes",
@@ -388,6 +389,24 @@ def unaligned(typingctx, array, index):
         return builder.udiv(missing, _I64(size))
 
     return types.int64(array, types.int64), codegen
+
+
+@intrinsic
+def adjacent(typingctx, first, second, size):
+    """Return whether a row of `size` elements begins where another ends (or where it begins)."""
+
+    def codegen(context, builder, sig, args):
+        first, second, size = args
+        _, itemsize = _storage(sig.args[0])
+        starts = []
+        for kind, row in zip(sig.args, (first, second), strict=False):
+            data = context.make_array(kind)(context, builder, row).data
+            starts.append(builder.ptrtoint(data, _I64))
+        gap = builder.sub(starts[1], starts[0])
+        next_to = builder.icmp_signed("==", gap, builder.mul(size, _I64(itemsize)))
+        return builder.or_(next_to, builder.icmp_signed("==", gap, _I64(0)))
+
+    return types.boolean(first, second, types.int64), codegen
 
 
 @intrinsic
