@@ -37,7 +37,9 @@ def test_nothing_of_python_is_left_undefined():
 @needs("ldd")
 def test_the_library_needs_the_c_library_and_openmp_only():
     needed = {line.split()[0].split("/")[-1] for line in run("ldd", build()).stdout.splitlines()}
-    allowed = r"linux-vdso\.so\.1|ld-linux.*|libc\.so\.6|libm\.so\.6|libpthread\.so\.0|libgomp\.so\.1"
+    allowed = (
+        r"linux-vdso\.so\.1|ld-linux.*|libc\.so\.6|libm\.so\.6|libpthread\.so\.0|libgomp\.so\.1"
+    )
     assert {name for name in needed if not re.fullmatch(allowed, name)} == set()
 
 
