@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # Below this many elements, starting the threads costs more than they save.
-PARALLEL_SIZE = 65536
+PARALLEL_SIZE = 262144
 # A block of channels, and all that a fused step sweeps twice, should stay within half of a 1 MiB
 # L2 cache.
 BLOCK_BYTES = 512 * 1024

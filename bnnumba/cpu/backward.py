@@ -183,7 +183,7 @@ def input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs):
         coefs[3, c] = -a * (sums[0, c] / count) - b * (mean[c] - center)
 
 
-@inlined
+@part
 def input_row(row, grad, begin, end, out, at, center, a, b, rest, streaming):
     """Write dx for ``row[begin:end]`` of one channel from ``out[at]`` on."""
     step = lanes(row)
@@ -215,19 +215,21 @@ def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, stage):
     n, channels, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     group = staged_rows(stage, s, adjacent(dx[0, 0], dx[0, min(1, channels - 1)], s))
-    piece = stage.size if stage.size else s
     for i in range(n1 - 1, n0 - 1, -1):
         for c in range(begin, end, group):
+            if stage.size == 0:
+                center, a, b, rest = coefs[0, c], coefs[1, c], coefs[2, c], coefs[3, c]
+                out = dx[i, c]
+                input_row(x[i, c], dy[i, c], s0, s1, out, s0, center, a, b, rest, streaming)
+                continue
             last = min(end, c + group)
-            for j in range(s0, s1, piece):
-                k = min(s1, j + piece)
+            for j in range(s0, s1, stage.size):
+                k = min(s1, j + stage.size)
                 for d in range(c, last):
+                    at = (d - c) * (k - j)
                     center, a, b, rest = coefs[0, d], coefs[1, d], coefs[2, d], coefs[3, d]
-                    out, at = (stage, (d - c) * (k - j)) if stage.size else (dx[i, d], j)
-                    direct = streaming and stage.size == 0
-                    input_row(x[i, d], dy[i, d], j, k, out, at, center, a, b, rest, direct)
-                if stage.size:
-                    stream_out(stage, (last - c) * (k - j), dx[i, c], j)
+                    input_row(x[i, d], dy[i, d], j, k, stage, at, center, a, b, rest, False)
+                stream_out(stage, (last - c) * (k - j), dx[i, c], j)
 
 
 @inlined
@@ -238,7 +240,7 @@ def input_part(row, grad, coefs, c, live):
     return fma(load_part(grad, c, live), load_part(coefs[1], c, live), v)
 
 
-@inlined
+@part
 def input_columns(row, grad, begin, end, coefs, out, at, streaming):
     """Write dx for the channels ``row[begin:end]`` from ``out[at]`` on."""
     centers, factors, slopes, rests = coefs[0], coefs[1], coefs[2], coefs[3]
@@ -270,14 +272,13 @@ def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming, stage):
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
     whole = end - begin == channels and adjacent(dx[0], dx[min(1, rows - 1)], channels)
     group = staged_rows(stage, end - begin, whole)
-    piece = stage.size if stage.size else channels
     for last in range(n1, n0, -group):
         i = max(n0, last - group)
-        for c in range(begin, end, piece):
-            size = min(end, c + piece) - c
+        if stage.size == 0:
+            input_columns(x[i], dy[i], begin, end, coefs, dx[i], begin, streaming)
+            continue
+        for c in range(begin, end, stage.size):
+            size = min(end, c + stage.size) - c
             for r in range(i, last):
-                out, at = (stage, (r - i) * size) if stage.size else (dx[r], c)
-                direct = streaming and stage.size == 0
-                input_columns(x[r], dy[r], c, c + size, coefs, out, at, direct)
-            if stage.size:
-                stream_out(stage, (last - i) * size, dx[i], c)
+                input_columns(x[r], dy[r], c, c + size, coefs, stage, (r - i) * size, False)
+            stream_out(stage, (last - i) * size, dx[i], c)

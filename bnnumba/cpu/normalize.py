@@ -75,7 +75,7 @@ def stream_out(stage, size, out, at):
         store_part(out, at + i, size - i, load_part(stage, i, size - i))
 
 
-@inlined
+@part
 def normalize_row(row, begin, end, out, at, center, scale, shift, streaming):
     """Write the normalized ``row[begin:end]`` of one channel from ``out[at]`` on."""
     step = lanes(row)
@@ -116,19 +116,20 @@ def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, streaming, stage):
     n, channels, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     group = staged_rows(stage, s, adjacent(y[0, 0], y[0, min(1, channels - 1)], s))
-    piece = stage.size if stage.size else s
     for i in range(n1 - 1, n0 - 1, -1):
         for c in range(begin, end, group):
+            if stage.size == 0:
+                center, scale, shift = coefs[0, c], coefs[1, c], coefs[2, c]
+                normalize_row(x[i, c], s0, s1, y[i, c], s0, center, scale, shift, streaming)
+                continue
             last = min(end, c + group)
-            for j in range(s0, s1, piece):
-                size = min(s1, j + piece) - j
+            for j in range(s0, s1, stage.size):
+                size = min(s1, j + stage.size) - j
                 for d in range(c, last):
+                    at = (d - c) * size
                     center, scale, shift = coefs[0, d], coefs[1, d], coefs[2, d]
-                    out, at = (stage, (d - c) * size) if stage.size else (y[i, d], j)
-                    direct = streaming and stage.size == 0
-                    normalize_row(x[i, d], j, j + size, out, at, center, scale, shift, direct)
-                if stage.size:
-                    stream_out(stage, (last - c) * size, y[i, c], j)
+                    normalize_row(x[i, d], j, j + size, stage, at, center, scale, shift, False)
+                stream_out(stage, (last - c) * size, y[i, c], j)
 
 
 @inlined
@@ -137,7 +138,7 @@ def staged_rows(stage, width, side_by_side):
     return max(1, stage.size // width) if side_by_side else 1
 
 
-@inlined
+@part
 def normalize_columns(row, begin, end, coefs, out, at, streaming):
     """Write the normalized channels ``row[begin:end]`` from ``out[at]`` on."""
     centers, scales, shifts = coefs[0], coefs[1], coefs[2]
@@ -174,14 +175,13 @@ def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, streaming, stage):
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
     whole = end - begin == channels and adjacent(y[0], y[min(1, rows - 1)], channels)
     group = staged_rows(stage, end - begin, whole)
-    piece = stage.size if stage.size else channels
     for last in range(n1, n0, -group):
         i = max(n0, last - group)
-        for c in range(begin, end, piece):
-            size = min(end, c + piece) - c
+        if stage.size == 0:
+            normalize_columns(x[i], begin, end, coefs, y[i], begin, streaming)
+            continue
+        for c in range(begin, end, stage.size):
+            size = min(end, c + stage.size) - c
             for r in range(i, last):
-                out, at = (stage, (r - i) * size) if stage.size else (y[r], c)
-                direct = streaming and stage.size == 0
-                normalize_columns(x[r], c, c + size, coefs, out, at, direct)
-            if stage.size:
-                stream_out(stage, (last - i) * size, y[i], c)
+                normalize_columns(x[r], c, c + size, coefs, stage, (r - i) * size, False)
+            stream_out(stage, (last - i) * size, y[i], c)
