@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 
-from . import __version__
+from . import __version__, config
+from .errors import BackendError
 
 
 def _cuda_state() -> str:
@@ -113,9 +114,17 @@ def main(arguments: list[str] | None = None) -> int:
         default=["float32"],
         help="dtypes of the data to compile for (default: float32)",
     )
+    c_library = commands.add_parser("config", help="tell C compilers where the C library is")
+    config.add_options(c_library)
     options = parser.parse_args(arguments)
     if options.command == "info":
         info()
+    elif options.command == "config":
+        try:
+            print(config.show(options))
+        except BackendError as error:
+            print(error, file=sys.stderr)
+            return 1
     else:
         warmup(options.dtypes)
     return 0

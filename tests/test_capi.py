@@ -20,7 +20,7 @@ PROMISES = [
 
 @pytest.mark.slow
 @needs("cc")
-@pytest.mark.parametrize(("name", "program"), PROMISES, ids="-".join)
+@pytest.mark.parametrize(("name", "program"), PROMISES)
 def test_conformance(name, program, tmp_path):
     source, binary = CAPI / "tests" / f"{program}.c", tmp_path / program
     run("cc", *C99, "-O1", source, "-o", binary, *link(name), "-lpthread")

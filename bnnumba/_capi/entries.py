@@ -27,7 +27,7 @@ FIELDS = (
     *("x", "dy", "y"),  # addresses of data
     *("n", "c", "s"),  # a view x[r, c] has n = r and s = 1
     *("x_n", "x_c", "dy_n", "dy_c", "y_n", "y_c"),
-    *("block", "streaming"),  # written by `choose`
+    *("block", "streaming", "staged"),  # written by `choose`
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
     # addresses of (slabs, 2, c), (4, c) of the arithmetic's precision, (3, c) and (2, c)
     *("partial", "coefs", "stats", "sums"),
@@ -154,14 +154,14 @@ def _data_entries(kind, size, precision, rank):
     @_inlined
     def stage(job, work):
         after = _address(work) + 8 * job.block * moments.WORKSPACE
-        return _dense(kind, after, (parallel.STAGE if job.streaming else 0,))
+        return _dense(kind, after, (job.staged,))
 
     def choose(begin, end, pointer, work):
         # `begin` is the number of inputs of a fused step, 0 for others; `end` that of threads.
         job = _job_at(pointer)
         x = data(job, job.x, job.x_n, job.x_c)
         job.block = _fused_block(x, begin, end) if begin else _split_block(x)
-        job.streaming = _streams(x)
+        job.streaming, job.staged = _streaming(x)
 
     def forward(begin, end, pointer, work):
         job = _job_at(pointer)
@@ -169,7 +169,7 @@ def _data_entries(kind, size, precision, rank):
             begin, end, data(job, job.x, job.x_n, job.x_c), job.block, _plan_of(job),
             _optional(job, job.weight), _optional(job, job.bias), job.eps,
             scratch(job, work), _partial(job), coefficients(job, 3), _rows(job, job.stats, 3),
-            data(job, job.y, job.y_n, job.y_c), stage(job, work),
+            data(job, job.y, job.y_n, job.y_c), job.streaming != 0, stage(job, work),
         )  # fmt: skip
 
     def collect(begin, end, pointer, work):
@@ -183,7 +183,7 @@ def _data_entries(kind, size, precision, rank):
         job = _job_at(pointer)
         ranges.normalize_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), job.block, _plan_of(job),
-            coefficients(job, 3), data(job, job.y, job.y_n, job.y_c), stage(job, work),
+            coefficients(job, 3), data(job, job.y, job.y_n, job.y_c), job.streaming != 0, stage(job, work),
         )  # fmt: skip
 
     def backward(begin, end, pointer, work):
@@ -193,7 +193,7 @@ def _data_entries(kind, size, precision, rank):
             job.block, _plan_of(job), _optional(job, job.weight), _rows(job, job.stats, 3),
             scratch(job, work), _partial(job), _rows(job, job.sums, 2), coefficients(job, 4),
             data(job, job.y, job.y_n, job.y_c), _row(job, job.dweight), _row(job, job.dbias),
-            stage(job, work),
+            job.streaming != 0, stage(job, work),
         )  # fmt: skip
 
     def reduce(begin, end, pointer, work):
@@ -209,7 +209,7 @@ def _data_entries(kind, size, precision, rank):
         ranges.input_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), data(job, job.dy, job.dy_n, job.dy_c),
             job.block, _plan_of(job), coefficients(job, 4), data(job, job.y, job.y_n, job.y_c),
-            stage(job, work),
+            job.streaming != 0, stage(job, work),
         )  # fmt: skip
 
     return choose, forward, collect, normalize, backward, reduce, input
@@ -245,8 +245,8 @@ def _compiled(function, **names):
 
 _grid = _compiled(plan._plan)
 _plan_ncs, _plan_rc = _compiled(plan.plan_ncs, _plan=_grid), _compiled(plan.plan_rc, _plan=_grid)
-_fused_block, _split_block, _streams = map(
-    _compiled, (cpu._fused_block, cpu._split_block, cpu._streams)
+_fused_block, _split_block, _streaming = map(
+    _compiled, (cpu._fused_block, cpu._split_block, cpu._streaming)
 )
 _update_running = _compiled(parallel._update_running)
 _constant_stats = _compiled(parallel._constant_stats)

@@ -26,11 +26,11 @@ static bnnumba_status open_batch(bnnumba_dtype dtype, bnnumba_layout layout, int
 static bnnumba_status open_data(const batch *b, const char *name, const void *pointer, int written,
                                 data *out)
 {
-    int64_t size = b->n * b->c * b->s;
+    int64_t size = b->n * b->s * b->c; /* in this order it is known not to overflow */
     TRY(bn_check_pointer(name, pointer, size, b->itemsize, 0));
     out->name = name;
     out->address = (char *)(uintptr_t)pointer;
-    out->c_stride = b->s * b->itemsize;
+    out->c_stride = size ? b->s * b->itemsize : 0; /* an extent beside one of 0 may be too large */
     out->n_stride = b->c * out->c_stride;
     out->origin = out->begin = out->address;
     out->end = pointer ? out->begin + size * b->itemsize : out->begin;

@@ -12,6 +12,7 @@ enum { LINE = 64 }; /* bytes of a cache line */
 bnnumba_status bn_reserve(workspace *w, int64_t doubles)
 {
     w->used = 0;
+    w->memory = NULL;
     w->allocated = malloc((size_t)doubles * sizeof(double) + LINE);
     if (!w->allocated)
         return bn_fail(BNNUMBA_ERROR_MEMORY, "cannot allocate a workspace of %lld bytes",

@@ -116,23 +116,22 @@ static void copy_elements(const tensor *t, const int *order, const char *from,
                           const int64_t *from_strides, char *to, const int64_t *to_strides)
 {
     int64_t at[MAX_RANK] = {0};
+    /* Unsigned: a step past the last element of an axis may be too large for an address. */
+    uint64_t source = 0, target = 0;
     int last = order[t->rank - 1];
     size_t size = (size_t)t->itemsize;
     for (;;) {
-        const char *source = from;
-        char *target = to;
-        for (int64_t i = 0; i < t->shape[last]; i++) {
-            memcpy(target, source, size);
-            source += from_strides[last];
-            target += to_strides[last];
-        }
+        for (int64_t i = 0; i < t->shape[last]; i++)
+            memcpy(to + (int64_t)(target + (uint64_t)(i * to_strides[last])),
+                   from + (int64_t)(source + (uint64_t)(i * from_strides[last])), size);
         int k = t->rank - 2;
         for (; k >= 0; k--) {
             int a = order[k];
-            from += from_strides[a], to += to_strides[a];
+            source += (uint64_t)from_strides[a], target += (uint64_t)to_strides[a];
             if (++at[k] < t->shape[a])
                 break;
-            from -= at[k] * from_strides[a], to -= at[k] * to_strides[a];
+            source -= (uint64_t)at[k] * (uint64_t)from_strides[a];
+            target -= (uint64_t)at[k] * (uint64_t)to_strides[a];
             at[k] = 0;
         }
         if (k < 0)
