@@ -36,7 +36,7 @@ def _cache_directory() -> str:
 def _threading_layer() -> str:
     import numba
 
-    x = np.ones((8, 128, 128), np.float32)
+    x = np.ones((8, 128, 512), np.float32)
     from . import moments
 
     moments(x)  # the layer is chosen when the first parallel region runs
@@ -70,7 +70,13 @@ def info() -> None:
 
 
 # Shapes that reach the serial, the fused and the split drivers of both views.
-_SHAPES = [((4, 8, 16), 1), ((64, 8), 1), ((8, 64, 256), 1), ((8, 2, 8192), 1), ((20000, 64), 1), ((1024, 512), 1)]  # fmt: skip
+_SHAPES = [
+    ((4, 8, 16), 1),
+    ((64, 8), 1),
+    ((8, 64, 1024), 1),
+    ((8, 2, 32768), 1),
+    ((20000, 64), 1),
+]
 
 
 def warmup(dtypes: list[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import BackendError, BnnumbaTypeError, BnnumbaValueError
 
-__all__ = ["NUMPY", "Library", "library_of"]
+__all__ = ["NUMPY", "Library", "library_of", "overlap"]
 
 Array = Any
 _CPU_DEVICES = (1, 3, 11, 13)  # DLPack's kDLCPU, kDLCUDAHost, kDLROCMHost, kDLCUDAManaged
@@ -30,6 +30,8 @@ class Library:
                 msg = f"{argument}: masked arrays are not supported, got a mask; fill or drop it"
                 raise BnnumbaTypeError(msg)
             return np.asarray(array)  # a subclass, such as memmap, as the array that it is
+        if isinstance(array, np.generic):
+            return np.asarray(array)
         raise _not_of(self, argument, array)
 
     def leave(self, array: np.ndarray) -> Array:
@@ -50,7 +52,7 @@ class _Torch(Library):
         if array.requires_grad:
             msg = (
                 f"{argument}: expected a tensor outside of autograd, got one that requires a "
-                "gradient; pass tensor.detach(), or use bnnumba.adapters.torch"
+                "gradient; pass tensor.detach()"
             )
             raise BnnumbaTypeError(msg)
         if array.layout != torch.strided:
@@ -158,7 +160,7 @@ def _dlpack_device(argument: str, array: Array) -> int:
 
 def library_of(argument: str, array: Array) -> Library:
     """Return the library of an array that decides where a call runs, or raise."""
-    if isinstance(array, np.ndarray):
+    if isinstance(array, (np.ndarray, np.generic)):  # a scalar is as good as an array of rank 0
         return NUMPY
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, getattr(torch, "Tensor", ())):
@@ -181,6 +183,13 @@ def library_of(argument: str, array: Array) -> Library:
     raise BnnumbaTypeError(msg)
 
 
+def _share(a: np.ndarray, b: np.ndarray) -> bool:
+    try:
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:  # undecided: as if they did
+        return True
+
+
 def overlap(argument: str, out: np.ndarray, other: str, array: np.ndarray) -> None:
     """Raise if two arrays share memory in any other way than being the same view."""
     if not np.may_share_memory(out, array):
@@ -190,6 +199,6 @@ def overlap(argument: str, out: np.ndarray, other: str, array: np.ndarray) -> No
         and out.strides == array.strides
         and out.shape == array.shape
     )
-    if not same and np.shares_memory(out, array, max_work=100_000):
-        msg = f"{argument}: must not overlap {other} unless it is the same array, got overlapping memory"
+    if not same and _share(out, array):
+        msg = f"{argument}: must not overlap {other} unless it is the same array, got an overlap"
         raise BnnumbaValueError(msg)

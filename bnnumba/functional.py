@@ -34,11 +34,12 @@ __all__ = [
     "batch_norm_inference",
     "batch_norm_training",
     "fold_batch_norm",
+    "saved_inference",
     "update_running",
 ]
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
-_NONE = {_SINGLE: np.empty(0, _SINGLE), _DOUBLE: np.empty(0, _DOUBLE)}
+_NONE: dict[np.dtype, np.ndarray] = {_SINGLE: np.empty(0, _SINGLE), _DOUBLE: np.empty(0, _DOUBLE)}
 _NO_COUNTER = np.empty(0, np.int64)
 
 
@@ -76,8 +77,18 @@ class Saved:
     )  # fmt: skip
 
     def __init__(
-        self, x, array, weight, scale, stats, count, axis, library, training, overwritten
-    ) -> None:  # fmt: skip
+        self,
+        x: Array,
+        array: np.ndarray,
+        weight: Array | None,
+        scale: np.ndarray,
+        stats: np.ndarray,
+        count: int,
+        axis: int,
+        library: Library,
+        training: bool,
+        overwritten: bool,
+    ) -> None:
         self.x = x
         self.weight = weight
         self.count = count
@@ -135,12 +146,13 @@ def _parameters(
     if weight is None and bias is None:
         none = _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
         return none, none
-    scale = None if weight is None else check_channels("weight", weight, library, channels)
-    shift = None if bias is None else check_channels("bias", bias, library, channels)
-    if scale is None:
+    if weight is None:
+        shift = check_channels("bias", bias, library, channels)
         return _NONE[shift.dtype], shift
-    if shift is None:
+    scale = check_channels("weight", weight, library, channels)
+    if bias is None:
         return scale, _NONE[scale.dtype]
+    shift = check_channels("bias", bias, library, channels)
     if scale.dtype != shift.dtype:
         return scale.astype(_DOUBLE), shift.astype(_DOUBLE)
     return scale, shift
@@ -365,7 +377,9 @@ def batch_norm_inference(
     axis: int = 1,
     out: Array | None = None,
 ) -> Array:
-    r"""Normalize by given statistics, usually the running ones: y = (x - mean) / sqrt(var + eps) w + b.
+    """Normalize by given statistics, usually the running ones.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``
 
     Parameters
     ----------
@@ -465,7 +479,8 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
 
     .. math::
         db = \sum dy, \qquad dw = \sum dy \, \hat x, \qquad
-        dx = \left(dy - \frac{db}{M} - \hat x \frac{dw}{M}\right) \frac{w}{\sqrt{\sigma^2 + \epsilon}}
+        dx = \left(dy - \frac{db}{M} - \hat x \frac{dw}{M}\right)
+             \frac{w}{\sqrt{\sigma^2 + \epsilon}}
 
     with :math:`\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}`. Statistics that were given
     (inference) are constants, and dx is the last factor times dy.

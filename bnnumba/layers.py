@@ -25,6 +25,8 @@ __all__ = ["BatchNorm"]
 class BatchNorm:
     """Batch normalization of `num_features` channels, with the names of ``torch.nn.BatchNorm2d``.
 
+    Parameters and running statistics are NumPy arrays, and so is what the layer takes.
+
     Parameters
     ----------
     num_features : int

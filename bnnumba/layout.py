@@ -38,12 +38,12 @@ class Layout(NamedTuple):
         return stored.transpose(np.argsort(self.order))
 
 
-def _merges(shape, strides, axes):
+def _merges(shape: tuple[int, ...], strides: tuple[int, ...], axes: list[int]) -> bool:
     """Whether axes, from the outermost in, are one axis with a single stride."""
     return all(strides[a] == strides[b] * shape[b] for a, b in pairwise(axes))
 
 
-def _extent(shape, axes):
+def _extent(shape: tuple[int, ...], axes: list[int]) -> int:
     total = 1
     for axis in axes:
         total *= shape[axis]
@@ -65,7 +65,7 @@ def candidates(
     found = []
     channels = shape[axis]
 
-    def add(order, view_shape):
+    def add(order: list[int], view_shape: tuple[int, ...]) -> None:
         plain = order == list(range(ndim))
         found.append(Layout(None if plain else tuple(order), view_shape))
 

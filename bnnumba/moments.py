@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from .errors import BnnumbaTypeError, BnnumbaValueError
 from .layout import candidates, nearest
 from .validation import SEEN_AS, check_axis, check_data, check_real
 
-__all__ = ["Moments", "RunningMoments", "check_moments", "moments"]
+__all__ = ["Moments", "RunningMoments", "check_features", "check_moments", "moments"]
 
 
 def _merged(
@@ -31,11 +32,8 @@ def _merged(
 
 
 def _variance(count: int, m2: np.ndarray, correction: float) -> np.ndarray:
-    correction = check_real("correction", correction)
-    if count - correction <= 0:
-        msg = f"correction: expected less than the {count} value(s) per channel, got {correction:g}"
-        raise BnnumbaValueError(msg)
-    return m2 / (count - correction)
+    freedom = count - check_real("correction", correction)
+    return m2 / freedom if freedom > 0 else np.full_like(m2, np.nan)
 
 
 class Moments:
@@ -77,7 +75,7 @@ class Moments:
             raise BnnumbaValueError(msg)
 
     def var(self, correction: float = 0) -> np.ndarray:
-        """Return the variance ``m2 / (count - correction)`` of each channel."""
+        """Return ``m2 / (count - correction)``, NaN for no more than `correction` values."""
         return _variance(self.count, self.m2, correction)
 
     def std(self, correction: float = 0) -> np.ndarray:
@@ -89,7 +87,7 @@ class Moments:
         check_moments("other", other, self.mean.size)
         return Moments(*_merged(self.count, self.mean, self.m2, other))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         """Iterate over ``count, mean, m2``."""
         return iter((self.count, self.mean, self.m2))
 
@@ -240,7 +238,7 @@ class RunningMoments:
         return Moments(self.count, self._moments.mean.copy(), self._moments.m2.copy())
 
     def var(self, correction: float = 0) -> np.ndarray:
-        """Return the variance ``m2 / (count - correction)`` of each channel."""
+        """Return ``m2 / (count - correction)``, NaN for no more than `correction` values."""
         return self._moments.var(correction)
 
     def std(self, correction: float = 0) -> np.ndarray:

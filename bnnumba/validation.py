@@ -128,4 +128,9 @@ def check_out(value: Any, library: Library, like: np.ndarray) -> np.ndarray:
     if not out.flags.writeable:
         msg = "out: expected a writable array, got a read-only one"
         raise BnnumbaValueError(msg)
+    if any(
+        stride == 0 and extent > 1 for stride, extent in zip(out.strides, out.shape, strict=True)
+    ):
+        msg = f"out: its elements must not overlap, got strides {out.strides} (some are 0)"
+        raise BnnumbaValueError(msg)
     return out

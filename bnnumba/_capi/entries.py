@@ -127,7 +127,7 @@ def _rows(job, address, rows):
 
 @_inlined
 def _partial(job):
-    return _dense(types.float64, job.partial, (job.slabs, 2, job.c))
+    return _dense(types.float64, job.partial, (job.slabs, 3, job.c))
 
 
 def _data_entries(kind, size, precision, rank):

@@ -44,14 +44,13 @@ def _plan(x):
     return plan_ncs(x.shape[0], x.shape[2]) if x.ndim == 3 else plan_rc(x.shape[0])
 
 
-def _fused_block(x, arrays):
+def _fused_block(x, arrays, workers):
     """Return how many channels a fused step takes at a time, or 0 if it is better not fused.
 
     In the rc view neighbouring channels share cache lines, and a block narrow enough to stay in the
     cache would read them piecemeal: two sweeps over whole rows were twice as fast.
     """
     channels = x.shape[1]
-    workers = threads.count()
     if x.ndim == 2 or (workers > 1 and channels < 2 * workers):
         return 0
     channel_bytes = x.size // channels * x.itemsize * arrays
@@ -80,7 +79,7 @@ def forward(x, weight, bias, eps, y):
     if x.size < PARALLEL_SIZE:
         parallel.forward.serial(x, channels, _plan(x), weight, bias, eps, stats, y, False, 0)
         return stats
-    block = _fused_block(x, 1)
+    block = _fused_block(x, 1, threads.count())
     if block:
         threads.run(
             parallel.forward, True, x, block, _plan(x), weight, bias, eps, stats, y, *_streaming(y)
@@ -113,7 +112,7 @@ def backward(x, dy, weight, stats, dx, dweight, dbias):
             x, dy, x.shape[1], _plan(x), weight, stats, dx, dweight, dbias, False, 0
         )
         return
-    block = _fused_block(x, 2)
+    block = _fused_block(x, 2, threads.count())
     if block:
         stream = _streaming(dx)
         threads.run(

@@ -9,6 +9,11 @@ Rounding then grows with (mean - pivot)^2 / variance, which is at most n / (valu
 whatever the data. Two sweeps over each chunk were exact as well but took a quarter more arithmetic.
 Chunks and slabs merge by Chan, Golub & LeVeque (1983).
 
+Two roundings would not average out, and are avoided. The pivot is rounded to the precision of the
+data: with all of float64's digits in it, each d would be rounded the same way. And means are kept
+relative to the channel's first value until all are merged: means at an offset of 1e7 would be
+rounded to 1e-9, and so would their differences.
+
 A constant chunk has pivot = its value exactly (the pivot is a first value plus a mean difference
 from it), hence d = 0 and m2 = 0 exactly.
 """
@@ -24,6 +29,7 @@ from .simd import (
     prefetch,
     prefetch_block,
     prefetch_distance,
+    rounded,
     select_part,
     splat_f64,
     store,
@@ -58,7 +64,11 @@ def finish_chunk(mean, m2, c, count, pivot, total, square, size):
 
 @inlined
 def merge_slabs(begin, end, n, s, plan, partial, mean, m2):
-    """Merge ``partial[slab, :, c]`` into one mean and m2 for each channel of a range."""
+    """Merge ``partial[slab, :, c]`` into one mean and m2 for each channel of a range.
+
+    The rows of a partial result are its mean relative to an origin, its m2, and the origin, which
+    is the same for all slabs.
+    """
     count = 0
     for slab in range(plan[0]):
         n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
@@ -66,22 +76,34 @@ def merge_slabs(begin, end, n, s, plan, partial, mean, m2):
         for c in range(begin, end):
             merge_into(mean, m2, c, count, partial[slab, 0, c], partial[slab, 1, c], size)
         count += size
+    for c in range(begin, end):
+        mean[c] += partial[0, 2, c]
 
 
 @inlined
-def pivot_of(row, s0, s1):
-    """Return the mean of a row's first values, exact for constant ones."""
-    first = hsum(load_f64_part(row, s0, 1))
+def first_of(row, i):
+    """Return one element as float64."""
+    return hsum(load_f64_part(row, i, 1))
+
+
+@inlined
+def pivot_of(x, c, row0, row1, s0, s1):
+    """Return the mean of some first values of a chunk, of several rows where they are short."""
+    first = first_of(x[row0, c], s0)
     start = splat_f64(first)
     total = splat_f64(0.0)
-    stop = min(s1, s0 + BLOCK)
-    i = s0
-    while i + 8 <= stop:
-        total = total + (load_f64(row, i) - start)
-        i += 8
-    if i < stop:
-        total = total + select_part(load_f64_part(row, i, stop - i) - start, stop - i)
-    return first + hsum(total) / (stop - s0)
+    width = min(s1 - s0, BLOCK)
+    rows = min(row1 - row0, (BLOCK + width - 1) // width)
+    for r in range(row0, row0 + rows):
+        row = x[r, c]
+        i = s0
+        while i + 8 <= s0 + width:
+            total = total + (load_f64(row, i) - start)
+            i += 8
+        if i < s0 + width:
+            live = s0 + width - i
+            total = total + select_part(load_f64_part(row, i, live) - start, live)
+    return rounded(x, first + hsum(total) / (rows * width))
 
 
 @inlined
@@ -123,12 +145,14 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
 
 
 @part
-def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2):
-    """Write the moments of one slab of x[n, c, s] to ``mean[c], m2[c]`` for a range of channels."""
+def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
+    """Write the moments of one slab of x[n, c, s], the mean relative to `origin`."""
     n, channels, s = x.shape
     zero = splat_f64(0.0)
     span = (end - begin) * s - prefetch_distance(x)
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
+    for c in range(begin, end):
+        origin[c] = first_of(x[0, c], 0)
     count = 0
     for row0 in range(n0, n1, plan[4]):
         row1 = min(n1, row0 + plan[4])
@@ -138,7 +162,7 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2):
                 at = (c - begin) * WORKSPACE
                 store(work, at, zero)
                 store(work, at + 8, zero)
-                work[at + 16] = pivot_of(x[row0, c], column0, column1)
+                work[at + 16] = pivot_of(x, c, row0, row1, column0, column1)
             for i in range(row0, row1):
                 ahead = x[i + 1, begin] if i + 1 < n else x[0, min(end, channels - 1)]
                 for c in range(begin, end):
@@ -149,7 +173,8 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2):
             for c in range(begin, end):
                 at = (c - begin) * WORKSPACE
                 total, square = hsum(load_f64(work, at)), hsum(load_f64(work, at + 8))
-                finish_chunk(mean, m2, c, count, work[at + 16], total, square, size)
+                pivot = work[at + 16] - origin[c]
+                finish_chunk(mean, m2, c, count, pivot, total, square, size)
             count += size
 
 
@@ -160,8 +185,8 @@ def load_lanes(row, i, live):
 
 
 @part
-def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2):
-    """Write the moments of one slab of x[r, c] to ``mean[c], m2[c]`` for a range of channels.
+def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
+    """Write the moments of one slab of x[r, c], the mean relative to `origin`.
 
     `work` holds sums, squares and pivots of the channels, each in a run padded to whole vectors.
     """
@@ -170,6 +195,8 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2):
     zero = splat_f64(0.0)
     far = 4 + prefetch_distance(x) // (end - begin)
     n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
+    for c in range(begin, end):
+        origin[c] = first_of(x[0], c)
     count = 0
     for row0 in range(n0, n1, plan[4]):
         row1 = min(n1, row0 + plan[4])
@@ -183,6 +210,8 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2):
             store(work, at, zero)
             store(work, width + at, zero)
             store(work, 2 * width + at, first + total / splat_f64(float(pivot_rows)))
+        for at in range(2 * width, 3 * width):
+            work[at] = rounded(x, work[at])
         i = row0
         while i + 4 <= row1:
             r0, r1, r2, r3 = x[i], x[i + 1], x[i + 2], x[i + 3]
@@ -216,6 +245,6 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2):
         size = row1 - row0
         for c in range(begin, end):
             at = c - begin
-            pivot = work[2 * width + at]
+            pivot = work[2 * width + at] - origin[c]
             finish_chunk(mean, m2, c, count, pivot, work[at], work[width + at], size)
         count += size

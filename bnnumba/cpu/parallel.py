@@ -46,7 +46,7 @@ def empty_stage(out, staged):
 
 
 def _forward(x, block, plan, weight, bias, eps, stats, y, streaming, staged):
-    partial = np.empty((plan[0], 2, x.shape[1]))
+    partial = np.empty((plan[0], 3, x.shape[1]))
     coefs = empty_coefficients(x, 3)
     for item in prange((x.shape[1] + block - 1) // block):
         work = np.empty(block * WORKSPACE)
@@ -60,7 +60,7 @@ def _forward(x, block, plan, weight, bias, eps, stats, y, streaming, staged):
 
 def _collect(x, block, plan, eps, stats):
     channels = x.shape[1]
-    partial = np.empty((plan[0], 2, channels))
+    partial = np.empty((plan[0], 3, channels))
     for item in prange(plan[0] * ((channels + block - 1) // block)):
         work = np.empty(block * WORKSPACE)
         first = np.int64(item)

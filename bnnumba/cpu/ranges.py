@@ -35,11 +35,11 @@ def forward_range(
         c0 = item * block
         c1 = min(channels, c0 + block)
         for slab in range(plan[0]):
-            mean, m2 = partial[slab, 0], partial[slab, 1]
+            mean, m2, origin = partial[slab, 0], partial[slab, 1], partial[slab, 2]
             if x.ndim == 3:
-                collect_slab_ncs(x, slab, c0, c1, plan, work, mean, m2)
+                collect_slab_ncs(x, slab, c0, c1, plan, work, mean, m2, origin)
             else:
-                collect_slab_rc(x, slab, c0, c1, plan, work, mean, m2)
+                collect_slab_rc(x, slab, c0, c1, plan, work, mean, m2, origin)
         s = x.shape[2] if x.ndim == 3 else 1
         merge_slabs(c0, c1, x.shape[0], s, plan, partial, stats[0], stats[1])
         write_inverse_std(c0, c1, stats[1], count, eps, stats[2])
@@ -60,11 +60,11 @@ def collect_range(begin, end, x, block, plan, work, partial):
         slab = item // blocks
         c0 = item % blocks * block
         c1 = min(channels, c0 + block)
-        mean, m2 = partial[slab, 0], partial[slab, 1]
+        mean, m2, origin = partial[slab, 0], partial[slab, 1], partial[slab, 2]
         if x.ndim == 3:
-            collect_slab_ncs(x, slab, c0, c1, plan, work, mean, m2)
+            collect_slab_ncs(x, slab, c0, c1, plan, work, mean, m2, origin)
         else:
-            collect_slab_rc(x, slab, c0, c1, plan, work, mean, m2)
+            collect_slab_rc(x, slab, c0, c1, plan, work, mean, m2, origin)
 
 
 @kernel

@@ -17,8 +17,10 @@ above; the signedness tells them apart. Rows are one-dimensional arrays whose el
 by side; the compiler splits a vector into whatever registers the CPU has.
 """
 
+import ctypes
 import operator
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -27,7 +29,10 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 __all__ = [
     "BLOCK",
+    "Vector",
     "adjacent",
+    "f32x16",
+    "f64x8",
     "fma",
     "hsum",
     "lanes",
@@ -54,6 +59,19 @@ _VECTOR_BYTES = 64
 
 # Elements that a kernel handles between two prefetches.
 BLOCK = 64
+
+
+def _provide_half_conversions():
+    """Give LLVM the functions that it calls for float16 on a CPU without F16C."""
+    try:
+        runtime = ctypes.CDLL("libgcc_s.so.1")
+        for name in ("__extendhfsf2", "__truncsfhf2"):
+            llvm.add_symbol(name, ctypes.cast(getattr(runtime, name), ctypes.c_void_p).value)
+    except (OSError, AttributeError):
+        pass  # not there, or older than GCC 12: needed by such CPUs only
+
+
+_provide_half_conversions()
 
 
 class Vector(types.Type):

@@ -161,7 +161,7 @@ bnnumba_status bn_collect(const batch *b, const data *x, double eps, double *sta
     TRY(plan(&r, b, x, NULL, NULL));
     TRY(choose(&r, b, COLLECT, 0));
     TRY(reserve(&r, 2 * r.j.slabs * b->c));
-    r.j.partial = ADDRESS(bn_take(&r.memory, 2 * r.j.slabs * b->c));
+    r.j.partial = ADDRESS(bn_take(&r.memory, 3 * r.j.slabs * b->c));
     r.j.stats = ADDRESS(stats);
     r.j.eps = eps;
     run(&r);
@@ -199,7 +199,7 @@ bnnumba_status bn_forward(const batch *b, const data *x, const double *weight, c
         return bn_normalize(b, x, weight, bias, stats, stats + 2 * b->c, y);
     }
     TRY(reserve(&r, (2 * r.j.slabs + 4) * b->c));
-    r.j.partial = ADDRESS(bn_take(&r.memory, 2 * r.j.slabs * b->c));
+    r.j.partial = ADDRESS(bn_take(&r.memory, 3 * r.j.slabs * b->c));
     r.j.coefs = ADDRESS(bn_take(&r.memory, 4 * b->c));
     r.j.weight = ADDRESS(weight), r.j.bias = ADDRESS(bias);
     r.j.stats = ADDRESS(stats);
@@ -217,7 +217,7 @@ static bnnumba_status reduce(const batch *b, const data *x, const data *dy, cons
     TRY(plan(&r, b, x, dy, NULL));
     TRY(choose(&r, b, REDUCE, 0));
     TRY(reserve(&r, 2 * r.j.slabs * b->c));
-    r.j.partial = ADDRESS(bn_take(&r.memory, 2 * r.j.slabs * b->c));
+    r.j.partial = ADDRESS(bn_take(&r.memory, 3 * r.j.slabs * b->c));
     r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd);
     r.j.sums = ADDRESS(sums), r.j.dweight = ADDRESS(dweight), r.j.dbias = ADDRESS(dbias);
     run(&r);
@@ -281,7 +281,7 @@ bnnumba_status bn_backward(const batch *b, const data *x, const data *dy, const 
         return backward_in_two(b, x, dy, weight, stats, dx, dweight, dbias);
     }
     TRY(reserve(&r, (2 * r.j.slabs + 6) * b->c));
-    r.j.partial = ADDRESS(bn_take(&r.memory, 2 * r.j.slabs * b->c));
+    r.j.partial = ADDRESS(bn_take(&r.memory, 3 * r.j.slabs * b->c));
     r.j.coefs = ADDRESS(bn_take(&r.memory, 4 * b->c));
     r.j.sums = ADDRESS(bn_take(&r.memory, 2 * b->c));
     r.j.stats = ADDRESS(stats);
