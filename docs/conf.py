@@ -13,6 +13,7 @@ copyright = "2026, bnnumba developers"
 release = version = bnnumba.__version__
 
 extensions = [
+    "c_header",
     "conventions_table",
     "mathml",
     "myst_parser",
