@@ -46,7 +46,7 @@ def write_header(path: Path) -> None:
     constants = {
         "PARALLEL_SIZE": cpu.PARALLEL_SIZE,
         "WORKSPACE": moments.WORKSPACE,
-        "STAGE": cpu.STAGE,
+        "PARTIAL_ROWS": entries.PARTIAL_ROWS,
     }
     defines = "\n".join(f"#define {name} INT64_C({value})" for name, value in constants.items())
     listed = " \\\n    ".join(f"X({name})" for name in entries.names())

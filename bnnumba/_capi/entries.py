@@ -29,7 +29,7 @@ FIELDS = (
     *("x_n", "x_c", "dy_n", "dy_c", "y_n", "y_c"),
     *("block", "streaming", "staged"),  # written by `choose`
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
-    # addresses of (slabs, 2, c), (4, c) of the arithmetic's precision, (3, c) and (2, c)
+    # addresses of (slabs, PARTIAL_ROWS, c), (4, c) of the arithmetic's precision, (3, c) and (2, c)
     *("partial", "coefs", "stats", "sums"),
     # addresses of c numbers; weight and bias may be 0
     *("weight", "bias", "mean", "m2", "invstd", "dweight", "dbias"),
@@ -47,6 +47,8 @@ DTYPES = {
     "f16": (types.int16, 2, types.float32),
     "bf16": (types.uint16, 2, types.float32),
 }
+# Rows of the partial results of one slab: mean relative to an origin, m2, origin.
+PARTIAL_ROWS = 3
 SIGNATURE = types.void(types.int64, types.int64, types.voidptr, types.CPointer(types.float64))
 
 
@@ -127,7 +129,7 @@ def _rows(job, address, rows):
 
 @_inlined
 def _partial(job):
-    return _dense(types.float64, job.partial, (job.slabs, 3, job.c))
+    return _dense(types.float64, job.partial, (job.slabs, PARTIAL_ROWS, job.c))
 
 
 def _data_entries(kind, size, precision, rank):

@@ -131,6 +131,12 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, int fus
     return BNNUMBA_OK;
 }
 
+/* How many doubles the partial results of all slabs take. */
+static int64_t partial_size(const running_step *r)
+{
+    return r->j.slabs * PARTIAL_ROWS * r->j.c;
+}
+
 /* Allocate `doubles`, and scratch for each thread. */
 static bnnumba_status reserve(running_step *r, int64_t doubles)
 {
@@ -160,8 +166,8 @@ bnnumba_status bn_collect(const batch *b, const data *x, double eps, double *sta
     running_step r;
     TRY(plan(&r, b, x, NULL, NULL));
     TRY(choose(&r, b, COLLECT, 0));
-    TRY(reserve(&r, 2 * r.j.slabs * b->c));
-    r.j.partial = ADDRESS(bn_take(&r.memory, 3 * r.j.slabs * b->c));
+    TRY(reserve(&r, partial_size(&r)));
+    r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
     r.j.stats = ADDRESS(stats);
     r.j.eps = eps;
     run(&r);
@@ -198,8 +204,8 @@ bnnumba_status bn_forward(const batch *b, const data *x, const double *weight, c
         TRY(bn_collect(b, x, eps, stats));
         return bn_normalize(b, x, weight, bias, stats, stats + 2 * b->c, y);
     }
-    TRY(reserve(&r, (2 * r.j.slabs + 4) * b->c));
-    r.j.partial = ADDRESS(bn_take(&r.memory, 3 * r.j.slabs * b->c));
+    TRY(reserve(&r, partial_size(&r) + 4 * b->c));
+    r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
     r.j.coefs = ADDRESS(bn_take(&r.memory, 4 * b->c));
     r.j.weight = ADDRESS(weight), r.j.bias = ADDRESS(bias);
     r.j.stats = ADDRESS(stats);
@@ -216,8 +222,8 @@ static bnnumba_status reduce(const batch *b, const data *x, const data *dy, cons
     running_step r;
     TRY(plan(&r, b, x, dy, NULL));
     TRY(choose(&r, b, REDUCE, 0));
-    TRY(reserve(&r, 2 * r.j.slabs * b->c));
-    r.j.partial = ADDRESS(bn_take(&r.memory, 3 * r.j.slabs * b->c));
+    TRY(reserve(&r, partial_size(&r)));
+    r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
     r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd);
     r.j.sums = ADDRESS(sums), r.j.dweight = ADDRESS(dweight), r.j.dbias = ADDRESS(dbias);
     run(&r);
@@ -280,8 +286,8 @@ bnnumba_status bn_backward(const batch *b, const data *x, const data *dy, const 
         bn_leave(r.threads);
         return backward_in_two(b, x, dy, weight, stats, dx, dweight, dbias);
     }
-    TRY(reserve(&r, (2 * r.j.slabs + 6) * b->c));
-    r.j.partial = ADDRESS(bn_take(&r.memory, 3 * r.j.slabs * b->c));
+    TRY(reserve(&r, partial_size(&r) + 6 * b->c));
+    r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
     r.j.coefs = ADDRESS(bn_take(&r.memory, 4 * b->c));
     r.j.sums = ADDRESS(bn_take(&r.memory, 2 * b->c));
     r.j.stats = ADDRESS(stats);
