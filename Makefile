@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # More packages to test against, for example PEERS=torch==2.13.0
 PEERS  ?=
+# Where install-capi puts the C libraries
+PREFIX ?= /usr/local
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -65,20 +67,36 @@ bench: $(VENV)/.bench.stamp ## time bnnumba and its peers, write docs/benchmarks
 bench-smoke: $(VENV)/.bench.stamp ## run every benchmark once, without timing
 	$(BIN)/python -m pytest benchmarks --benchmark-disable $(BENCH_ARGS)
 
+.PHONY: capi
+capi: $(VENV)/.capi.stamp ## build the C libraries and their header into capi/build
+	$(MAKE) -C capi stage PYTHON=$(abspath $(BIN))/python
+
+.PHONY: install-capi
+install-capi: capi ## install them (PREFIX=/usr/local)
+	$(MAKE) -C capi install PYTHON=$(abspath $(BIN))/python PREFIX=$(PREFIX)
+
+.PHONY: capi-test
+capi-test: capi $(VENV)/.test.stamp ## run the tests of the C libraries alone
+	$(BIN)/python -m pytest tests/test_capi*.py $(TEST_ARGS)
+
+.PHONY: fuzz
+fuzz: capi ## run the fuzzer on the C library (FUZZ_RUNS=1000000)
+	$(MAKE) -C capi fuzz PYTHON=$(abspath $(BIN))/python
+
 .PHONY: docs
 docs: $(VENV)/.docs.stamp ## build the documentation and run its examples
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b doctest docs docs/_build/doctest
 
 .PHONY: wheel
-wheel: $(BIN)/python ## build a wheel into dist/
+wheel: capi ## build a wheel into dist/, with the C libraries
 	rm -rf build dist
 	$(PIP) wheel --no-deps --wheel-dir dist .
 
 .PHONY: clean
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) build dist docs/_build docs/api/generated demo.png *.egg-info
-	rm -rf .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf capi/build .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help

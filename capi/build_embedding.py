@@ -61,7 +61,9 @@ def generate(directory: Path) -> None:
 
 
 def libs() -> list[str]:
-    """Return the linker's arguments for the shared library of this Python."""
+    """Return the linker's arguments for the shared library of this Python, none if it has none."""
+    if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        return []
     name = f"python{sysconfig.get_config_var('LDVERSION')}"
     directory = sysconfig.get_config_var("LIBDIR")
     return [f"-L{directory}", f"-l{name}", f"-Wl,-rpath,{directory}"]

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def build(name: str = "bnnumba") -> Path:
     """Build a library, unless that is done, and return its path."""
     if shutil.which("make") is None or shutil.which("cc") is None:
         pytest.skip("the C libraries need make and a C compiler")
+    if name == "bnnumba_embed" and not sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        pytest.skip("this Python has no shared library to embed")
     path = BUILD / f"lib{name}.so"
     run("make", "-C", CAPI, f"build/{path.name}", f"PYTHON={sys.executable}", timeout=1800)
     return path
