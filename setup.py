@@ -1,4 +1,4 @@
-"""Let a wheel carry the C libraries that ``make capi`` has staged; without them it is pure Python."""
+"""Let a wheel carry the C libraries that ``make capi`` has staged; else it is pure Python."""
 
 import shutil
 from pathlib import Path

@@ -20,8 +20,8 @@ import warnings
 from pathlib import Path
 
 LEVELS = {"x86_64": ["x86-64-v2", "x86-64-v3", "x86-64-v4"], "aarch64": ["generic"]}
-# The level that Numba lowers for. It loads what it has compiled, though nothing runs, and would miss
-# the calls that stand for conversions from float16 below v3.
+# The level that Numba lowers for. It loads what it has compiled, though nothing runs, and below v3
+# would miss the functions that stand for conversions from float16.
 LOWERED = {"x86_64": "x86-64-v3", "aarch64": "generic"}
 
 
@@ -113,7 +113,7 @@ def emit(directory: Path) -> None:
 
 
 def _module(callback, name: str, machine):
-    """Return the optimized LLVM module that defines an entry, and nothing else for others to see."""
+    """Return the optimized LLVM module of an entry, which is all that others see of it."""
     import llvmlite.binding as llvm
 
     text = str(callback._library._final_module)

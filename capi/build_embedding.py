@@ -4,9 +4,9 @@
     python capi/build_embedding.py --flags   what the compiler needs for python.c
     python capi/build_embedding.py --libs    what the linker needs
 
-The regions of ``bnnumba.h`` between ``/* cffi: ... */`` and ``/* cffi: end */`` are what cffi reads;
-the functions marked as `tensors` are repeated with the prefix ``bn_python_`` as entry points of
-Python, for tensors that C cannot reach.
+The regions of ``bnnumba.h`` between ``/* cffi: ... */`` and ``/* cffi: end */`` are what cffi
+reads; the functions marked as `tensors` are repeated with the prefix ``bn_python_`` as entry points
+of Python, for tensors that C cannot reach.
 """
 
 import argparse
@@ -28,10 +28,12 @@ bnnumba_status bn_python_running_update_dl(bnnumba_running *handle, const DLTens
 CALLBACKS = "void bn_python_failed(bnnumba_status status, const char *text);"
 
 # The environment is the one that this runs in, or a virtual environment named at run time.
-INIT_CODE = f"""\
-import os, site; site.addsitedir(os.path.join(os.environ.get("BNNUMBA_PYTHON_ENV") or {sys.prefix!r}, {{site_packages!r}}))
-from _bnnumba_embed import ffi, lib; from bnnumba._capi.embedding import register; register(ffi, lib)
-"""
+INIT_CODE = (
+    "import os, site; site.addsitedir(os.path.join("
+    "os.environ.get('BNNUMBA_PYTHON_ENV') or {prefix!r}, {site_packages!r}))\n"
+    "from _bnnumba_embed import ffi, lib; "
+    "from bnnumba._capi.embedding import register; register(ffi, lib)\n"
+)
 
 
 def region(kind: str) -> str:
@@ -49,7 +51,7 @@ def generate(directory: Path) -> None:
     ffi.cdef(region("types") + region("functions") + CALLBACKS)
     ffi.embedding_api(entry_points)
     ffi.set_source("_bnnumba_embed", f'#include "bnnumba.h"\n{CALLBACKS}')
-    ffi.embedding_init_code(INIT_CODE.format(site_packages=site_packages))
+    ffi.embedding_init_code(INIT_CODE.format(prefix=sys.prefix, site_packages=site_packages))
     ffi.emit_c_code(str(directory / "python.c"))
     defines = {"BUILT_IN": sys.prefix, "SITE_PACKAGES": site_packages}
     (directory / "python.h").write_text(

@@ -38,9 +38,8 @@ def run(*command: object, env: dict | None = None, timeout: float = 300, status:
         capture_output=True,
         check=False,
     )
-    assert process.returncode == status, (
-        f"{command[0]}: exit {process.returncode}\n{process.stdout[-4000:]}\n{process.stderr[-4000:]}"
-    )
+    said = f"{process.stdout[-4000:]}\n{process.stderr[-4000:]}"
+    assert process.returncode == status, f"{command[0]}: exit {process.returncode}\n{said}"
     return process
 
 

@@ -113,7 +113,8 @@ def test_the_header_is_clean_c99_and_cpp17(compiler, tmp_path):
     except FileNotFoundError:
         pytest.skip(f"not installed: {compiler}")
     cpp = compiler.endswith("++")
-    body = "#include <bnnumba.h>\nint main(void) { bnnumba_params p = BNNUMBA_PARAMS_INIT; return p.weight != 0; }\n"
+    body = """#include <bnnumba.h>
+        int main(void) { bnnumba_params p = BNNUMBA_PARAMS_INIT; return p.weight != 0; }\n"""
     # The caller's own dlpack.h, before ours: its structs are the ones that count.
     dlpack = """
         #define DLPACK_DLPACK_H_

@@ -102,7 +102,9 @@ def register(ffi: Any, lib: Any) -> None:
     @ffi.def_extern(error=_PYTHON, onerror=failed)
     def bn_python_running_update_dl(handle, x, axis):
         m = take_moments(x, axis)
-        mean, m2 = (ffi.from_buffer("double[]", np.ascontiguousarray(row)) for row in (m.mean, m.m2))
+        mean, m2 = (
+            ffi.from_buffer("double[]", np.ascontiguousarray(row)) for row in (m.mean, m.m2)
+        )
         return lib.bnnumba_running_add(handle, m.mean.size, m.count, mean, m2)
 
     def on_device(x, *_arguments):
@@ -112,5 +114,7 @@ def register(ffi: Any, lib: Any) -> None:
 
     for name in ("forward", "backward"):
         for mode in ("training", "inference"):
-            entry_point = ffi.def_extern(f"bn_python_{name}_{mode}_dl", error=_PYTHON, onerror=failed)
+            entry_point = ffi.def_extern(
+                f"bn_python_{name}_{mode}_dl", error=_PYTHON, onerror=failed
+            )
             entry_point(on_device)

@@ -185,7 +185,8 @@ def _data_entries(kind, size, precision, rank):
         job = _job_at(pointer)
         ranges.normalize_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), job.block, _plan_of(job),
-            coefficients(job, 3), data(job, job.y, job.y_n, job.y_c), job.streaming != 0, stage(job, work),
+            coefficients(job, 3), data(job, job.y, job.y_n, job.y_c), job.streaming != 0,
+            stage(job, work),
         )  # fmt: skip
 
     def backward(begin, end, pointer, work):

@@ -58,7 +58,9 @@ def _sections(header):
 
 def _entries(body):
     """Yield (comment, declaration) for everything that a part declares."""
-    body = re.sub(r"/\* cffi: [\w ]+ \*/\n|^#(?:if|endif|ifdef|ifndef|pragma).*\n", "", body, flags=re.M)
+    body = re.sub(
+        r"/\* cffi: [\w ]+ \*/\n|^#(?:if|endif|ifdef|ifndef|pragma).*\n", "", body, flags=re.M
+    )
     at = 0
     while (match := _COMMENT.search(body, at)) is not None:
         end = _end(body, match.end())
