@@ -7,9 +7,13 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from capi_support import C99, CAPI, HEADER, LIBRARIES, WARNINGS, build, link, needs, run
+
+from bnnumba import config
+from bnnumba.__main__ import main
 
 PROGRAMS = sorted(path.stem for path in (CAPI / "tests").glob("test_*.c"))
 PROMISES = [
@@ -205,3 +209,24 @@ def test_an_installed_library_is_found_by_pkg_config_and_cmake(tmp_path):
     run("cmake", "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={prefix}")
     run("cmake", "--build", tmp_path / "b")
     run(tmp_path / "b" / "app")
+
+
+@needs("cc", "make")
+@pytest.mark.slow
+def test_config_points_to_a_library_that_links_and_runs(tmp_path):
+    run("make", "-C", CAPI, "stage", f"PYTHON={sys.executable}", timeout=1800)
+    command = [sys.executable, "-m", "bnnumba", "config"]
+    flags = run(*command, "--cflags", "--libs").stdout.split()
+    run("cc", CAPI / "tests" / "test_moments.c", *flags, "-lm", "-o", tmp_path / "a.out")
+    run(tmp_path / "a.out")
+    include, cmake = (
+        run(*command, option).stdout.strip() for option in ("--include", "--cmakedir")
+    )
+    assert Path(include, "bnnumba.h").is_file()
+    assert Path(cmake, "bnnumba-config.cmake").is_file()
+
+
+def test_config_says_when_there_is_no_library(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(config, "_PLACES", (tmp_path,))
+    assert main(["config", "--libs"]) == 1
+    assert "make capi" in capsys.readouterr().err
