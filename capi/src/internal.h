@@ -100,11 +100,15 @@ bnnumba_status bn_check_overlap(const spans *all);
 
 /* --- memory ---------------------------------------------------------------------------------- */
 
+enum { CACHE_LINE = 64, SMALL_WORKSPACE = 320 };
+
 /* A workspace of doubles from one allocation, handed out from front to back. */
 typedef struct workspace {
-    void *allocated;
+    void *allocated; /* NULL where `small` is enough */
     double *memory;
     int64_t used;
+    /* Two allocations took a quarter of the time of a call on 8 values. */
+    double small[SMALL_WORKSPACE];
 } workspace;
 
 bnnumba_status bn_reserve(workspace *w, int64_t doubles);

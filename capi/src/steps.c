@@ -7,17 +7,19 @@
 
 #include "internal.h"
 
-enum { LINE = 64 }; /* bytes of a cache line */
-
 bnnumba_status bn_reserve(workspace *w, int64_t doubles)
 {
     w->used = 0;
-    w->memory = NULL;
-    w->allocated = malloc((size_t)doubles * sizeof(double) + LINE);
+    w->allocated = NULL;
+    w->memory = w->small;
+    if (doubles <= SMALL_WORKSPACE)
+        return BNNUMBA_OK;
+    w->allocated = malloc((size_t)doubles * sizeof(double) + CACHE_LINE);
     if (!w->allocated)
         return bn_fail(BNNUMBA_ERROR_MEMORY, "cannot allocate a workspace of %lld bytes",
                        (long long)doubles * 8);
-    w->memory = (double *)(((uintptr_t)w->allocated + LINE - 1) / LINE * LINE);
+    uintptr_t line = ((uintptr_t)w->allocated + CACHE_LINE - 1) / CACHE_LINE;
+    w->memory = (double *)(line * CACHE_LINE);
     return BNNUMBA_OK;
 }
 
