@@ -120,7 +120,7 @@ static int inside(const DLTensor *t, int64_t bytes)
         if (t->shape[a] < 0)
             return 1;
         if (t->shape[a] > ROOM || __builtin_mul_overflow(t->shape[a] - 1, stride, &reach) ||
-            llabs(reach) > ROOM)
+            reach > ROOM || reach < -ROOM)
             return 0;
         dense *= t->shape[a] ? t->shape[a] : 1;
         if (reach < 0)
@@ -146,7 +146,7 @@ static void descriptor(input *in, DLTensor *t, void *data, int64_t *shape, int64
     t->shape = shape;
     for (int a = 0; a < 4; a++) {
         shape[a] = number(in, 9);
-        strides[a] = number(in, 40) - 10;
+        strides[a] = (int64_t)((uint64_t)number(in, 40) - 10);
     }
     t->strides = take(in, 1) < 100 ? NULL : strides;
     t->byte_offset = take(in, 1) < 128 ? 0 : take(in, 2);
