@@ -4,7 +4,7 @@ import re
 
 from .cases import IMAGES, STREAM
 from .goals import ONEDNN, PYTORCH, goals
-from .peers import COPIES, HALVES, OWN, OWN_NEW, READS
+from .peers import COPIES, HALVES, OWN, OWN_C, OWN_NEW, READS
 
 _TITLES = {
     ("training", "ncs"): "Training forward, contiguous",
@@ -65,6 +65,7 @@ def _peers(races):
         ("PyTorch out=", "PyTorch out=", OWN),
         ("PyTorch new", "PyTorch", OWN_NEW),
         *((name, name, own) for name in ("oneDNN nchw", "oneDNN blocked", "oneDNN nhwc")),
+        ("from C", OWN_C, own),
         ("NumPy", "NumPy", OWN_NEW),
         ("partial_fit", "partial_fit", OWN_NEW),
         ("RunningMoments", "bnnumba RunningMoments", OWN_NEW),
