@@ -150,6 +150,11 @@ def cases():
     for function in ("batch_norm_training", "batch_norm", "update_running"):
         yield function, "momentum_text", {"momentum": lambda: "0.1"}, TYPE, ["momentum", "str"]
         yield function, "momentum_nan", {"momentum": lambda: np.nan}, VALUE, ["momentum", "nan"]
+    for function in ("batch_norm_training", "update_running"):
+        text = {"correction": lambda: "1"}
+        yield function, "correction_text", text, TYPE, ["correction", "str"]
+        nan = {"correction": lambda: np.nan}
+        yield function, "correction_nan", nan, VALUE, ["correction", "nan"]
 
     one = {"x": lambda: x()[:1, :, :1]}
     for function in ("batch_norm_training", "batch_norm"):

@@ -15,7 +15,8 @@ ROOT = pathlib.Path(bnnumba.__file__).parent.parent
 FOREIGN = ["torch", "cupy", "numba.cuda", "numba_cuda", "dask", "mpi4py", "jax", "keras"]
 FOREIGN += ["sklearn", "pandas", "matplotlib"]
 CORE = run_python("import bnnumba, sys; print(*sys.modules)").stdout.split()
-MODULES = ["bnnumba.reference", *(name for name in sorted(CORE) if name.startswith("bnnumba"))]
+MODULES = ["bnnumba.reference", *sorted(name for name in CORE if name.startswith("bnnumba"))]
+PUBLISHING = [name for name in MODULES if hasattr(importlib.import_module(name), "__all__")]
 
 
 @pytest.mark.parametrize("module", ["bnnumba", "bnnumba.reference"])
@@ -63,12 +64,10 @@ def test_the_public_names_are_all_there():
     assert set(bnnumba.__all__) >= PUBLIC
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", PUBLISHING)
 def test_public_names_are_those_of_all(name):
     module = importlib.import_module(name)
-    listed = getattr(module, "__all__", None)
-    if listed is None:
-        pytest.skip(f"{name} has no public names")
+    listed = module.__all__
     assert len(set(listed)) == len(listed)
     for public in listed:
         assert hasattr(module, public)
