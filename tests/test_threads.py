@@ -57,25 +57,32 @@ def test_eight_threads_at_once_for_twenty_seconds(layer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", THREADING_LAYERS)
-def test_eight_threads_whose_first_call_compiles(layer):
+def test_eight_threads_whose_first_calls_compile(layer):
+    # Each begins with another dtype, so that some compile, or load, while others already compute.
     run_with_layer(
         layer,
         """
         import threading
-        import numpy as np
-        import bnnumba as bn
+        import workload
 
-        x = np.random.default_rng(0).standard_normal((16, 64, 28, 28), dtype=np.float32)
-        results, barrier = [], threading.Barrier(8)
+        cases = [(case, dtype) for case in [workload.SMALL[0], workload.LARGE[0]]
+                 for dtype in workload.FLOATS + workload.HALVES]
+        inputs = [workload.inputs(*case, dtype) for case, dtype in cases]
+        results, barrier = [set() for _ in cases], threading.Barrier(8)
 
-        def work():
+        def work(me):
             barrier.wait()
-            results.append(bn.batch_norm_training(x)[0].tobytes())
+            for i in range(me, me + len(cases)):
+                arrays = workload.compute(*inputs[i % len(cases)], 1)
+                results[i % len(cases)].add(b"".join(a.tobytes() for a in arrays))
+            finished.append(me)
 
-        threads = [threading.Thread(target=work) for _ in range(8)]
+        finished = []
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
         for t in threads: t.start()
         for t in threads: t.join()
-        assert len(results) == 8 and len(set(results)) == 1
+        assert len(finished) == 8
+        assert all(len(bits) == 1 for bits in results)
         """,
     )
 
