@@ -140,15 +140,16 @@ def _not_of(library: Library, argument: str, value: Array) -> BnnumbaTypeError:
     if isinstance(value, (list, tuple)):
         hint = "; use np.asarray(...)" if library is NUMPY else ""
         return BnnumbaTypeError(f"{argument}: expected an array, got a {_kind(value)}{hint}")
-    if library is NUMPY:
-        return BnnumbaTypeError(f"{argument}: expected a numpy.ndarray, got {_kind(value)}")
-    return BnnumbaTypeError(
-        f"{argument}: expected an array of {library.name}, as x is one, got {_kind(value)}"
-    )
+    wanted = "a numpy.ndarray" if library is NUMPY else f"an array of {library.name}, as x is one"
+    found = _kind(value)
+    # Asked of the class: for a tensor that is not on a GPU the property raises.
+    if getattr(value, "is_cuda", hasattr(type(value), "__cuda_array_interface__")):
+        wanted, found = f"{wanted}, on the CPU", f"{found} on a GPU"
+    return BnnumbaTypeError(f"{argument}: expected {wanted}, got {found}")
 
 
 def _wrong_device(argument: str, found: str) -> BackendError:
-    return BackendError(f"{argument}: expected an array on the CPU, got one on {found}")
+    return BackendError(f"{argument}: expected an array on the CPU, as x is, got one on {found}")
 
 
 def _dlpack_device(argument: str, array: Array) -> int:

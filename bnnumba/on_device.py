@@ -194,8 +194,8 @@ def training(
         for name, value in (("running_mean", running_mean), ("running_var", running_var))
     )
     _here(array, running_mean=mean, running_var=var)
-    y = _output(library, array, out, x=array)
     call, work = _call(library, array), None
+    y = _output(library, array, out, x=array)
     with call.device:
         if array.size:
             view, (seen,), target = _views(call, axis, y, array)
@@ -225,8 +225,8 @@ def inference(
     """Do `batch_norm_inference`."""
     channels = array.shape[axis]
     given = _channels(library, array, channels, mean=mean, var=var, weight=weight, bias=bias)
-    y = _output(library, array, out, x=array)
     call = _call(library, array)
+    y = _output(library, array, out, x=array)
     if array.size:
         with call.device:
             _infer(call, array, axis, y, given, _single(eps, array))
@@ -264,8 +264,8 @@ def backward(dy: Any, saved: Any, out: Array | None) -> Gradients:
     """Do `batch_norm_backward`."""
     library, array, axis = saved._library, saved._array, saved._axis
     _here(array, grad_output=dy)
-    dx = _output(library, array, out, grad_output=dy, x=array)
     call = _call(library, array)
+    dx = _output(library, array, out, grad_output=dy, x=array)
     scale, stats = saved._scale, saved._stats
     channels = array.shape[axis]
     dtype = real_of(array.dtype.name) if scale is None else scale.dtype

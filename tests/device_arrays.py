@@ -1,6 +1,7 @@
 """Arrays on a GPU, or on Numba's simulator of one, made from NumPy's and back.
 
-``BNNUMBA_TEST_DEVICE`` names the library: cupy, torch, numba, or simulator.
+``BNNUMBA_TEST_DEVICE`` names the library: cupy, torch, numba, or simulator; or simulated_torch, the
+tensors that PyTorch has on the CPU, on the simulator.
 """
 
 import os
@@ -151,4 +152,8 @@ def adapter():
     name = os.environ.get("BNNUMBA_TEST_DEVICE")
     if not name:
         pytest.skip("BNNUMBA_TEST_DEVICE names no library", allow_module_level=True)
+    if name == "simulated_torch":
+        from device_standins import SimulatedTorch
+
+        return SimulatedTorch()
     return {"cupy": CuPy, "torch": Torch, "numba": Numba, "simulator": Simulator}[name]()

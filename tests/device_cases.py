@@ -15,7 +15,7 @@ from support import LAYOUTS, assert_close, normal, parameters, relative_error, s
 import bnnumba as bn
 from bnnumba import reference
 
-SIMULATED = os.environ.get("BNNUMBA_TEST_DEVICE") == "simulator"
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 on = adapter()
 DTYPES = [np.dtype(name) if name != "bfloat16" else BFLOAT16 for name in on.dtypes]
 # x[n, c, s] and x[r, c]: rows of whole accesses, odd ones, one channel, one value, ...

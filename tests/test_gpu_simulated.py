@@ -1,5 +1,6 @@
 """The logic of the CUDA kernels, on Numba's simulator: in a process of its own, as it must be."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,17 +11,20 @@ from support import run_python
 TESTS = pathlib.Path(__file__).parent
 
 
-@pytest.mark.slow
-def test_every_case_on_the_simulator():
-    import os
-
+def run_simulated(*arguments, device):
+    """Run pytest in a process with the simulator."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "device_cases.py"],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments],
         cwd=TESTS, capture_output=True, text=True, timeout=900, check=False,
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "BNNUMBA_TEST_DEVICE": "simulator"},
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "BNNUMBA_TEST_DEVICE": device},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_every_case_on_the_simulator():
+    run_simulated("device_cases.py", device="simulator")
 
 
 def test_the_simulator_notices_an_access_outside_of_all_arrays():

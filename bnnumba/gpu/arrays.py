@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import BackendError, BnnumbaTypeError
-from . import dlpack
+from . import dlpack, driver
 from .jit import SIMULATED
 
 __all__ = ["CUPY", "NUMBA", "TORCH", "DeviceArray", "DeviceLibrary", "library_of"]
@@ -98,7 +98,6 @@ class DeviceLibrary:
     Results are made by the array API functions of the library, where it has them, else by Numba.
     """
 
-    name = "Numba"
     on_device = True
 
     def __init__(self, namespace=None, name="Numba"):
@@ -119,11 +118,12 @@ class DeviceLibrary:
         found = array.__cuda_array_interface__
         address, readonly = found["data"]
         strides = found.get("strides")
-        dtype = np.dtype(getattr(array, "dtype", found["typestr"]))
-        stream = {None: 0, 1: 0, 2: 2}.get(found.get("stream"), found.get("stream"))
+        dtype = np.dtype(found["typestr"])
+        if dtype.kind == "V":  # the interface has no name for bfloat16
+            dtype = np.dtype(array.dtype)
         return DeviceArray(
-            array, address, found["shape"], strides and tuple(strides), dtype, _device_of(address),
-            not readonly, stream,
+            array, address, found["shape"], strides and tuple(strides), dtype,
+            driver.device_of(address), not readonly, found.get("stream"),
         )  # fmt: skip
 
     def enter(self, argument, array):
@@ -140,22 +140,15 @@ class DeviceLibrary:
         return BnnumbaTypeError(msg)
 
     def stream(self, array):
-        """Return the handle of the stream to work on."""
+        """Return the handle of the stream to work on: what the array names, or the default."""
         return array.stream or 0
-
-    def capturing(self, stream):
-        """Whether work on a stream is being captured into a CUDA graph."""
-        return False
 
     def empty(self, shape, dtype, like):
         """Return a new contiguous array on the device of `like`."""
-        if self.namespace is not None:
-            wanted = getattr(self.namespace, dtype.name)
-            made = self.namespace.empty(shape, dtype=wanted, device=like.owner.device)
-        else:
-            from numba import cuda
-
-            made = cuda.device_array(shape, dtype)
+        if self.namespace is None:
+            return NUMBA.look("out", driver.new_array(shape, dtype, like.device))
+        wanted = getattr(self.namespace, dtype.name)
+        made = self.namespace.empty(shape, dtype=wanted, device=like.owner.device)
         return self.look("out", made)
 
     def empty_like(self, array):
@@ -204,7 +197,7 @@ class _Torch(DeviceLibrary):
         if array.requires_grad:
             msg = (
                 f"{argument}: expected a tensor outside of autograd, got one that requires a "
-                "gradient; pass tensor.detach(), or use bnnumba.adapters.torch"
+                "gradient; pass tensor.detach()"
             )
             raise BnnumbaTypeError(msg)
         if array.layout != torch.strided:
@@ -248,11 +241,6 @@ class _Simulated(DeviceLibrary):
 
         return DeviceArray(array, register(host), host.shape, host.strides, host.dtype, 0)
 
-    def empty(self, shape, dtype, like):
-        from numba import cuda
-
-        return self.look("out", cuda.to_device(np.full(shape, np.nan).astype(dtype)))
-
 
 CUPY, TORCH = _CuPy(name="CuPy"), _Torch()
 NUMBA = _Simulated() if SIMULATED else DeviceLibrary()
@@ -289,12 +277,3 @@ def _kind(array):
 def _place(array):
     device = getattr(array, "device", None)
     return "" if device is None or callable(device) else str(device)
-
-
-def _device_of(address):
-    """Return the number of the device that memory belongs to."""
-    from cuda.bindings import driver
-
-    name = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    status, number = driver.cuPointerGetAttribute(name, address)
-    return int(number) if status == driver.CUresult.CUDA_SUCCESS else 0

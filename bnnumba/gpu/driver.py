@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import numpy as np
+from numba import cuda as numba_cuda
 
 from ..errors import BackendError
 from .jit import SIMULATED
@@ -16,7 +17,7 @@ if SIMULATED:
 else:
     from cuda.bindings import driver as cuda
 
-__all__ = ["Device", "assemble", "device"]
+__all__ = ["Device", "assemble", "device", "device_of", "new_array"]
 
 # Shared memory that a block may use without asking for more.
 _PLAIN_SHARED = 48 * 1024
@@ -77,7 +78,11 @@ class Device:
 
     def __init__(self, number):
         self.number = number
-        _check(cuda.cuInit(0))
+        try:
+            _check(cuda.cuInit(0))
+        except RuntimeError as error:  # also what the bindings raise where there is no driver
+            msg = f"x: is on a GPU, but the CUDA driver does not start: {error}"
+            raise BackendError(msg) from error
         self._handle = _check(cuda.cuDeviceGet(number))
         self._context = _check(cuda.cuDevicePrimaryCtxRetain(self._handle))
         self._address = int(self._context)
@@ -201,3 +206,20 @@ def device(number):
                 _devices[number] = _Simulated() if SIMULATED else Device(number)
             found = _devices[number]
     return found
+
+
+def device_of(address):
+    """Return the number of the device that memory belongs to."""
+    if SIMULATED:
+        return 0
+    device(0)  # the driver must have been started
+    name = cuda.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(_check(cuda.cuPointerGetAttribute(name, address)))
+
+
+def new_array(shape, dtype, number):
+    """Return a new array of Numba's on a device."""
+    if SIMULATED:
+        return numba_cuda.to_device(np.full(shape, np.nan).astype(dtype))
+    with numba_cuda.gpus[number]:
+        return numba_cuda.device_array(shape, dtype)
