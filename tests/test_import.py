@@ -87,6 +87,13 @@ def test_every_public_object_is_documented():
             assert len(text.strip()) > 20, name
 
 
+def test_the_example_of_the_readme_runs():
+    if not (ROOT / "README.md").exists():
+        pytest.skip("this is not a clone")
+    example = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(example, {})
+
+
 def test_imports_go_one_way():
     lint = shutil.which("lint-imports") or shutil.which(
         "lint-imports", path=str(pathlib.Path(sys.executable).parent)
