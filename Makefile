@@ -63,6 +63,10 @@ lint: $(VENV)/.lint.stamp ## check style, types and the direction of imports
 gpu-test: $(VENV)/.test.stamp $(VENV)/.cu13.stamp ## test what CUDA kernels show without a GPU (200 MB)
 	$(BIN)/python -m pytest tests/test_gpu_*.py $(TEST_ARGS)
 
+.PHONY: gpu-check
+gpu-check: ## test and time CUDA kernels on a GPU, with what PYTHON has
+	$(PYTHON) tests/gpu_check.py $(GPU_CHECK_ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.bench.stamp ## time bnnumba and its peers, write docs/benchmarks/
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from support import normal
+from support import normal, run_python
 from test_gpu_simulated import run_simulated
 
 import bnnumba as bn
@@ -94,3 +94,12 @@ def test_tensors_of_pytorch_on_the_simulator():
     pytest.importorskip("torch")
     chosen = "layout or inference or fold or one_launch or running or empty or bad or float16"
     run_simulated("device_cases.py", "-k", chosen, device="simulated_torch")
+
+
+@pytest.mark.slow
+def test_what_is_run_on_a_gpu_alone_goes_through_on_the_simulator():
+    pytest.importorskip("torch")
+    run_simulated("hardware_cases.py", device="simulated_torch")
+    done = run_python("from benchmarks.gpu import main; main()", "--dry-run")
+    assert "| training ncs float32" in done.stdout
+    assert "bnnumba has no time" not in done.stdout

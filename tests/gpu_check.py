@@ -1,0 +1,157 @@
+"""Everything that needs a GPU, in one command under 8 minutes: ``make gpu-check``.
+
+Needs Python, PyTorch, CuPy and numba-cuda, and no network if pytest and the packages that bnnumba
+depends on are there, too. What else is missing is left out, and said. ``--dry-run`` goes through
+the same steps without a GPU, on Numba's CUDA simulator. Logs are written to ``build/gpu-check/``.
+"""
+
+import argparse
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+TESTS = pathlib.Path(__file__).resolve().parent
+ROOT = TESTS.parent
+NEEDED = ("ml_dtypes", "numba", "numpy", "pytest")
+MINUTES = 8
+SMALL = "each_regime or small_call or every_layout or same_bits or parameters_of_two"
+
+
+class Check:
+    """The steps, each a process of its own with a log."""
+
+    def __init__(self, logs, dry):
+        self.logs, self.dry = logs, dry
+        self.start = time.monotonic()
+        self.failed, self.left_out = [], []
+
+    @property
+    def left(self):
+        """Seconds that remain."""
+        return 60 * MINUTES - (time.monotonic() - self.start)
+
+    def run(self, name, command, *, seconds, device=None):
+        """Run a step; True if it passed."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS)))}
+        if device:
+            environment["BNNUMBA_TEST_DEVICE"] = device
+        if self.dry:
+            environment["NUMBA_ENABLE_CUDASIM"] = "1"
+        began = time.monotonic()
+        path = self.logs / f"{name.replace(' ', '-')}.txt"
+        with path.open("w") as log:
+            try:
+                status = subprocess.run(
+                    command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                    timeout=max(1, min(seconds, self.left)), check=False,
+                ).returncode  # fmt: skip
+            except subprocess.TimeoutExpired:
+                status = "out of time"
+        took = time.monotonic() - began
+        lines = path.read_text(errors="replace").strip().splitlines() or ["no output"]
+        print(f"{'passed' if status == 0 else 'FAILED'} {name} ({took:.0f} s): {lines[-1][:150]}")
+        if status != 0:
+            self.failed.append(name)
+            print(*(f"    {line[:200]}" for line in lines[-40:]), sep="\n")
+        sys.stdout.flush()
+        return status == 0
+
+    def tests(self, name, file, device, chosen, *, seconds=240, before=()):
+        """Run cases of one file through one library."""
+        command = [
+            *before, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c",
+            os.devnull, "--rootdir", str(TESTS), str(TESTS / file), "-k", chosen,
+        ]  # fmt: skip
+        return self.run(name, command, seconds=seconds, device=device)
+
+    def skip(self, name, reason):
+        """Say what is left out."""
+        self.left_out.append(f"{name}: {reason}")
+
+
+def _has(package):
+    return importlib.util.find_spec(package) is not None
+
+
+def _install():
+    """Install what tests need, from the network or from a folder of wheels (PIP_FIND_LINKS)."""
+    missing = [name for name in NEEDED if not _has(name)]
+    if missing:
+        print("installing", *missing, flush=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
+        if subprocess.run(command, check=False).returncode:
+            sys.exit(f"gpu-check needs {', '.join(missing)}, and could not install them")
+        importlib.invalidate_caches()
+
+
+def _sanitizer():
+    """The path of compute-sanitizer, None if it is not there."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:{home}/bin")
+
+
+def check(self):
+    """Run all steps; those of the cases side by side, the benchmark alone."""
+    libraries = {"cupy": "cupy", "torch": "torch", "numba": "numba_cuda"}
+    if self.dry:
+        libraries = {"simulated_torch": "torch", "simulator": "numba"}
+    small = "not large_arrays" if not self.dry else SMALL
+    jobs, sanitizer = [], _sanitizer()
+    for device, package in libraries.items():
+        if not _has(package):
+            self.skip(device, f"{package} is not installed")
+            continue
+        jobs.append((f"cases {device}", "device_cases.py", device, small))
+        if device in ("cupy", "torch"):
+            for dtype in ("float32", "float64", "float16", "bfloat16"):
+                chosen = f"large_arrays and {dtype}"
+                jobs.append((f"large {device} {dtype}", "device_cases.py", device, chosen))
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda job: self.tests(*job), jobs))
+    if _has("torch"):
+        device = "simulated_torch" if self.dry else "torch"
+        for name, chosen in (("graphs and streams", "not 32_bits"), ("more than 2^31", "32_bits")):
+            if not (self.dry and chosen == "not 32_bits"):
+                self.tests(name, "hardware_cases.py", device, chosen, seconds=90)
+    if sanitizer is None or self.dry:
+        self.skip("memcheck, racecheck", "a dry run" if self.dry else "no compute-sanitizer")
+    else:
+        device = "numba" if _has("numba_cuda") else "torch"
+        tools = ("memcheck", "racecheck")
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(
+                lambda tool: self.tests(
+                    tool, "device_cases.py", device, "each_regime or small_call or two_dtypes",
+                    seconds=120, before=(sanitizer, "--tool", tool, "--error-exitcode", "9"),
+                ), tools,
+            ))  # fmt: skip
+    if not _has("torch"):
+        self.skip("benchmark", "torch is not installed")
+        return
+    seconds = max(20, min(120, self.left - 60))
+    command = [sys.executable, "-m", "benchmarks.gpu", "--seconds", str(int(seconds))]
+    self.run("benchmark", [*command, *(["--dry-run"] if self.dry else [])], seconds=self.left)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="without a GPU")
+    arguments = parser.parse_args()
+    _install()
+    logs = ROOT / "build" / "gpu-check"
+    logs.mkdir(parents=True, exist_ok=True)
+    found = Check(logs, arguments.dry_run)
+    check(found)
+    print(f"\n{time.monotonic() - found.start:.0f} s")
+    print(*(f"left out: {line}" for line in found.left_out), sep="\n")
+    print("failed: " + ", ".join(found.failed) if found.failed else "nothing failed")
+    return 1 if found.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
