@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import importlib.util
 import platform
 import sys
 import time
@@ -13,10 +14,10 @@ from .errors import BackendError
 
 
 def _cuda_state() -> str:
-    try:
-        from numba import cuda
-    except ImportError:
+    if importlib.util.find_spec("numba_cuda") is None:  # Numba's own CUDA target is too old
         return "numba-cuda is not installed (pip install 'bnnumba[cu13]')"
+    from numba import cuda
+
     try:
         if not cuda.is_available():
             return "no device found"

@@ -340,15 +340,18 @@ def _training(
     count = array.size // channels if channels else 0
     momentum = check_real("momentum", momentum)
     correction = _check_correction(correction, count, running_var is not None)
+    updates = running_mean is not None or running_var is not None
     if library.on_device:
         from . import on_device
 
-        return on_device.training(
+        found = on_device.training(
             library, x, array, weight, bias, running_mean, running_var, count, momentum, eps,
             correction, axis, out,
         )  # fmt: skip
+        if updates and array.size:
+            counter += 1
+        return found
     scale, shift = _parameters(library, channels, array.dtype, weight, bias)
-    updates = running_mean is not None or running_var is not None
     if updates:
         mean, var = _running(library, channels, running_mean, running_var)
     if out is None:

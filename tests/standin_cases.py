@@ -148,3 +148,18 @@ def test_a_device_that_is_too_old_for_bfloat16_is_an_error(monkeypatch):
     )
     with pytest.raises(bn.BackendError, match="bfloat16 needs a GPU of compute capability 8"):
         bn.batch_norm_training(StandIn(normal((4, 3, 8), BFLOAT16)))
+
+
+def test_a_layer_whose_arrays_are_on_a_gpu_trains_and_counts():
+    x, dy, layer = normal((4, 3, 8), loc=2), normal((4, 3, 8), seed=1), bn.BatchNorm(3)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        setattr(layer, name, StandIn(getattr(layer, name)))
+    y = layer(StandIn(x))
+    dx = layer.backward(StandIn(dy))
+    expected = bn.BatchNorm(3)
+    for got, right in ((y, expected(x)), (dx, expected.backward(dy))):
+        assert_close(host(got), right, limit=16)
+    assert_close(host(layer.running_mean), expected.running_mean)
+    assert_close(host(layer.weight_grad), expected.weight_grad, limit=16)
+    assert layer.num_batches_tracked == 1
+    assert_close(host(layer.eval()(StandIn(x))), expected.eval()(x), limit=16)
