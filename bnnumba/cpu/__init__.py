@@ -5,6 +5,10 @@ arrays of 16-bit floats are views as integers (`bnnumba.cpu.simd`). Per-channel 
 float64: ``stats`` has the rows mean, m2 and invstd.
 """
 
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 
 from . import parallel, threads
@@ -83,21 +87,41 @@ def _streaming(out):
     return True, STAGE if short else 0
 
 
-def _cut(x):
-    """Return whether a split step is worth threads, how many channels it takes, and its plan."""
+class _Extents(NamedTuple):
+    """What a choice is made by, of an array."""
+
+    shape: tuple
+    ndim: int
+    size: int
+    itemsize: int
+
+
+@lru_cache(maxsize=4096)
+def _choose(shape, itemsize, inputs, workers):
+    """Return the block of a step, its plan, whether to stream and the size of the stage.
+
+    `inputs` is their number in a fused step, and 0 for a split one. This is kept for each shape:
+    to make the choice takes longer than to work on a small array.
+    """
+    x = _Extents(shape, len(shape), math.prod(shape), itemsize)
     plan = _plan(x)
+    block = _fused_block(x, inputs, workers) if inputs else _split_block(x, plan[0], workers)
+    return block, plan, *_streaming(x)
+
+
+def _choice(x, inputs):
+    """Return whether a step is worth threads, and what `_choose` says."""
     large = x.size >= PARALLEL_SIZE
-    return large, _split_block(x, plan[0], threads.count() if large else 1), plan
+    return large, *_choose(x.shape, x.itemsize, inputs, threads.count() if large else 1)
 
 
 def forward(x, weight, bias, eps, y):
     """Write the normalized `x` to `y` and return the stats of the batch."""
     stats = np.empty((3, x.shape[1]))
-    large = x.size >= PARALLEL_SIZE
-    block = _fused_block(x, 1, threads.count() if large else 1)
+    large, block, plan, streaming, staged = _choice(x, 1)
     if block:
         threads.run(
-            parallel.forward, large, x, block, _plan(x), weight, bias, eps, stats, y, *_streaming(y)
+            parallel.forward, large, x, block, plan, weight, bias, eps, stats, y, streaming, staged
         )
         return stats
     collect_moments(x, eps, stats)
@@ -107,26 +131,25 @@ def forward(x, weight, bias, eps, y):
 
 def collect_moments(x, eps, stats):
     """Write mean, m2 and invstd of each channel to `stats`."""
-    large, block, plan = _cut(x)
+    large, block, plan, _, _ = _choice(x, 0)
     threads.run(parallel.collect, large, x, block, plan, eps, stats)
 
 
 def normalize(x, weight, bias, mean, invstd, y):
     """Write (x - mean) * invstd * weight + bias to `y`."""
-    large, block, plan = _cut(x)
+    large, block, plan, streaming, staged = _choice(x, 0)
     threads.run(
-        parallel.normalize, large, x, block, plan, weight, bias, mean, invstd, y, *_streaming(y)
+        parallel.normalize, large, x, block, plan, weight, bias, mean, invstd, y, streaming, staged
     )
 
 
 def backward(x, dy, weight, stats, dx, dweight, dbias):
     """Write the gradients of a batch that was normalized by its own statistics."""
-    large = x.size >= PARALLEL_SIZE
-    block = _fused_block(x, 2, threads.count() if large else 1)
+    large, block, plan, streaming, staged = _choice(x, 2)
     if block:
         threads.run(
-            parallel.backward, large, x, dy, block, _plan(x), weight, stats, dx, dweight, dbias,
-            *_streaming(dx),
+            parallel.backward, large, x, dy, block, plan, weight, stats, dx, dweight, dbias,
+            streaming, staged,
         )  # fmt: skip
         return
     sums = np.empty((2, x.shape[1]))
@@ -137,14 +160,14 @@ def backward(x, dy, weight, stats, dx, dweight, dbias):
 
 def backward_reduce(x, dy, mean, invstd, sums, dweight, dbias):
     """Write sum_dy and sum_dy_xmu to `sums`, and the gradients of the parameters."""
-    large, block, plan = _cut(x)
+    large, block, plan, _, _ = _choice(x, 0)
     threads.run(parallel.reduce, large, x, dy, block, plan, mean, invstd, sums, dweight, dbias)
 
 
 def backward_input(x, dy, weight, mean, invstd, sums, count, dx):
     """Write the gradient of the input, given the sums over `count` values per channel."""
-    large, block, plan = _cut(x)
+    large, block, plan, streaming, staged = _choice(x, 0)
     threads.run(
         parallel.input_gradient, large, x, dy, block, plan, weight, mean, invstd, sums,
-        float(count), dx, *_streaming(dx),
+        float(count), dx, streaming, staged,
     )  # fmt: skip
