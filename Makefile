@@ -59,6 +59,10 @@ lint: $(VENV)/.lint.stamp ## check style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: gpu-test
+gpu-test: $(VENV)/.test.stamp $(VENV)/.cu13.stamp ## test what CUDA kernels show without a GPU (200 MB)
+	$(BIN)/python -m pytest tests/test_gpu_*.py $(TEST_ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.bench.stamp ## time bnnumba and its peers, write docs/benchmarks/
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -22,6 +22,7 @@ class Library:
     """An array library whose CPU arrays can be read and made without a copy."""
 
     name = "NumPy"
+    on_device = False  # whether its arrays are on a GPU, and entered as a `DeviceArray`
 
     def enter(self, argument: str, array: Array) -> np.ndarray:
         """Return `array` as a NumPy array over the same memory, or raise."""
@@ -139,15 +140,16 @@ def _not_of(library: Library, argument: str, value: Array) -> BnnumbaTypeError:
     if isinstance(value, (list, tuple)):
         hint = "; use np.asarray(...)" if library is NUMPY else ""
         return BnnumbaTypeError(f"{argument}: expected an array, got a {_kind(value)}{hint}")
-    if library is NUMPY:
-        return BnnumbaTypeError(f"{argument}: expected a numpy.ndarray, got {_kind(value)}")
-    return BnnumbaTypeError(
-        f"{argument}: expected an array of {library.name}, as x is one, got {_kind(value)}"
-    )
+    wanted = "a numpy.ndarray" if library is NUMPY else f"an array of {library.name}, as x is one"
+    found = _kind(value)
+    # Asked of the class: for a tensor that is not on a GPU the property raises.
+    if getattr(value, "is_cuda", hasattr(type(value), "__cuda_array_interface__")):
+        wanted, found = f"{wanted}, on the CPU", f"{found} on a GPU"
+    return BnnumbaTypeError(f"{argument}: expected {wanted}, got {found}")
 
 
 def _wrong_device(argument: str, found: str) -> BackendError:
-    return BackendError(f"{argument}: expected an array on the CPU, got one on {found}")
+    return BackendError(f"{argument}: expected an array on the CPU, as x is, got one on {found}")
 
 
 def _dlpack_device(argument: str, array: Array) -> int:
@@ -158,23 +160,36 @@ def _dlpack_device(argument: str, array: Array) -> int:
         raise BnnumbaTypeError(msg) from error
 
 
+def _device_library(argument: str, array: Array) -> Library:
+    """Return the library of an array on a GPU, or raise if the backend cannot be loaded."""
+    try:
+        from .gpu.arrays import library_of as device_library_of
+    except ImportError as error:
+        msg = (
+            f"{argument}: {_kind(array)} is on a GPU, which needs numba-cuda: "
+            "pip install bnnumba[cu13], or bnnumba[cu12] for CUDA 12; "
+            f"it could not be imported: {error}"
+        )
+        raise BackendError(msg) from error
+    return device_library_of(argument, array)
+
+
 def library_of(argument: str, array: Array) -> Library:
     """Return the library of an array that decides where a call runs, or raise."""
     if isinstance(array, (np.ndarray, np.generic)):  # a scalar is as good as an array of rank 0
         return NUMPY
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, getattr(torch, "Tensor", ())):
-        return _TORCH
+        return _device_library(argument, array) if getattr(array, "is_cuda", False) else _TORCH
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(array, getattr(jax, "Array", ())):
         return _JAX
-    if hasattr(array, "__cuda_array_interface__"):
-        msg = (
-            f"{argument}: {_kind(array)} is a GPU array, and this version of bnnumba has no CUDA "
-            "backend; copy it to the CPU"
-        )
-        raise BackendError(msg)
+    simulated = type(array).__module__.startswith("numba.cuda.simulator")
+    if simulated or hasattr(array, "__cuda_array_interface__"):
+        return _device_library(argument, array)
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+        if _dlpack_device(argument, array) == _CUDA_DEVICE:
+            return _device_library(argument, array)
         return _DLPack(array)
     if isinstance(array, (list, tuple)):
         msg = f"{argument}: expected an array, got a {_kind(array)}; use np.asarray({argument})"

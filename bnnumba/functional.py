@@ -334,11 +334,18 @@ def _training(
     library, array, axis = _open(x, axis)
     channels = array.shape[axis]
     eps = check_eps(eps)
-    scale, shift = _parameters(library, channels, array.dtype, weight, bias)
     count = array.size // channels if channels else 0
-    updates = running_mean is not None or running_var is not None
     momentum = check_real("momentum", momentum)
     correction = _check_correction(correction, count, running_var is not None)
+    if library.on_device:
+        from . import on_device
+
+        return on_device.training(
+            library, x, array, weight, bias, running_mean, running_var, count, momentum, eps,
+            correction, axis, out,
+        )  # fmt: skip
+    scale, shift = _parameters(library, channels, array.dtype, weight, bias)
+    updates = running_mean is not None or running_var is not None
     if updates:
         mean, var = _running(library, channels, running_mean, running_var)
     if out is None:
@@ -415,6 +422,10 @@ def batch_norm_inference(
     library, array, axis = _open(x, axis)
     channels = array.shape[axis]
     eps = check_eps(eps)
+    if library.on_device:
+        from . import on_device
+
+        return on_device.inference(library, array, mean, var, weight, bias, eps, axis, out)
     stats = _constant_stats(library, channels, "mean", mean, "var", var, eps)
     scale, shift = _parameters(library, channels, array.dtype, weight, bias)
     if out is None:
@@ -462,7 +473,12 @@ def saved_inference(
     """Return what the backward pass of `batch_norm_inference` needs."""
     library, array, axis = _open(x, axis)
     channels = array.shape[axis]
-    stats = _constant_stats(library, channels, "mean", mean, "var", var, check_eps(eps))
+    eps = check_eps(eps)
+    if library.on_device:
+        from . import on_device
+
+        return on_device.saved_inference(library, x, array, mean, var, weight, eps, axis, out)
+    stats = _constant_stats(library, channels, "mean", mean, "var", var, eps)
     scale, _ = _parameters(library, channels, array.dtype, weight)
     count = array.size // channels if channels else 0
     overwritten = out is not None and np.may_share_memory(library.enter("out", out), array)
@@ -532,6 +548,10 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
             "saved: the forward pass wrote y over x, which the backward pass needs; use another out"
         )
         raise BnnumbaValueError(msg)
+    if library.on_device:
+        from . import on_device
+
+        return on_device.backward(dy, saved, out)
     if out is None:
         dx = np.empty_like(array)
     else:
@@ -668,9 +688,14 @@ def update_running(
     check_moments("m", m)
     channels = m.mean.size
     library = library_of("running_mean", running_mean)
-    mean, var = _running(library, channels, running_mean, running_var)
     momentum = check_real("momentum", momentum)
     correction = _check_correction(correction, m.count, True)
+    if library.on_device:
+        from . import on_device
+
+        on_device.update_running(library, running_mean, running_var, m, momentum, correction)
+        return
+    mean, var = _running(library, channels, running_mean, running_var)
     if m.count:
         cpu.update_running(
             mean, var, _NO_COUNTER, m.mean, m.m2, float(m.count), momentum, correction
@@ -732,8 +757,15 @@ def fold_batch_norm(
         msg = "conv_weight: expected at least 1 dimension, the output channel, got 0"
         raise BnnumbaValueError(msg)
     channels = array.shape[0]
+    eps = check_eps(eps)
+    if library.on_device:
+        from . import on_device
+
+        return on_device.fold(
+            library, array, conv_bias, running_mean, running_var, weight, bias, eps
+        )
     stats = _constant_stats(
-        library, channels, "running_mean", running_mean, "running_var", running_var, check_eps(eps)
+        library, channels, "running_mean", running_mean, "running_var", running_var, eps
     )
     factor = stats[2]
     offset = -stats[0]

@@ -161,6 +161,10 @@ def moments(x: Array, *, axis: int = 1) -> Moments:
     check_data("x", array)
     axis = check_axis(axis, array.ndim)
     channels = array.shape[axis]
+    if library.on_device:
+        from . import on_device
+
+        return on_device.moments(library, array, axis)
     stats = np.zeros((3, channels))
     if array.size == 0:
         return Moments(0, stats[0], stats[1])

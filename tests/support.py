@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+import pytest
 from numpy.lib.stride_tricks import as_strided
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -210,3 +211,18 @@ def run_python(code, *arguments, env=None, timeout=240, check=True):
             f"exit {process.returncode}\n{process.stdout}\n{process.stderr}"
         )
     return process
+
+
+THREADING_LAYERS = ["workqueue", "omp", "tbb"]
+
+
+def run_with_layer(layer, code, *arguments, threads=4, timeout=240):
+    """Run code under one of Numba's threading layers; skip where that cannot be loaded."""
+    env = {"NUMBA_NUM_THREADS": threads, "NUMBA_THREADING_LAYER": layer}
+    if layer == "tbb":  # where `pip install tbb` puts it, the loader does not look by itself
+        env["LD_LIBRARY_PATH"] = f"{sys.prefix}/lib"
+    process = run_python(code, *arguments, env=env, timeout=timeout, check=False)
+    if process.returncode and "No threading layer could be loaded" in process.stderr:
+        pytest.skip(f"the threading layer {layer} is not available here")
+    assert process.returncode == 0, f"exit {process.returncode}\n{process.stderr}"
+    return process.stdout

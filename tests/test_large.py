@@ -1,4 +1,4 @@
-"""More than 2**31 elements. Needs 12 GB; run by ``make test-large``."""
+"""More than 2**31 elements. Needs 10 GB; run by ``make test-large``."""
 
 import numpy as np
 import pytest

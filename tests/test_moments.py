@@ -253,6 +253,7 @@ def test_running_moments_take_any_rank_axis_and_dtype(dtype):
     ]
     for x, axis in zip(blocks, (1, -1, 0), strict=True):
         running.update(x, axis=axis)
+    assert running.mean.dtype == running.var().dtype == np.float64
     rows = [np.moveaxis(x, a, -1).reshape(-1, 5) for x, a in zip(blocks, (1, -1, 0), strict=True)]
     check_running(running, np.concatenate(rows))
 

@@ -4,9 +4,7 @@ import sys
 
 import numba
 import pytest
-from support import run_python
-
-LAYERS = ["workqueue", "omp", "tbb"]
+from support import THREADING_LAYERS, run_with_layer
 
 HAMMER = """
 import sys
@@ -51,43 +49,40 @@ print(numba.threading_layer(), sum(calls))
 """
 
 
-def run_with(layer, code, *arguments, threads=4, timeout=200):
-    """Run code under a threading layer; skip where that layer cannot be loaded."""
-    env = {"NUMBA_NUM_THREADS": threads, "NUMBA_THREADING_LAYER": layer}
-    process = run_python(code, *arguments, env=env, timeout=timeout, check=False)
-    if process.returncode and "No threading layer could be loaded" in process.stderr:
-        pytest.skip(f"the threading layer {layer} is not available here")
-    assert process.returncode == 0, f"exit {process.returncode}\n{process.stderr}"
-    return process.stdout
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", THREADING_LAYERS)
 def test_eight_threads_at_once_for_twenty_seconds(layer):
-    assert run_with(layer, HAMMER, 20).split()[0] == layer
+    assert run_with_layer(layer, HAMMER, 20).split()[0] == layer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", LAYERS)
-def test_eight_threads_whose_first_call_compiles(layer):
-    run_with(
+@pytest.mark.parametrize("layer", THREADING_LAYERS)
+def test_eight_threads_whose_first_calls_compile(layer):
+    # Each begins with another dtype, so that some compile, or load, while others already compute.
+    run_with_layer(
         layer,
         """
         import threading
-        import numpy as np
-        import bnnumba as bn
+        import workload
 
-        x = np.random.default_rng(0).standard_normal((16, 64, 28, 28), dtype=np.float32)
-        results, barrier = [], threading.Barrier(8)
+        cases = [(case, dtype) for case in [workload.SMALL[0], workload.LARGE[0]]
+                 for dtype in workload.FLOATS + workload.HALVES]
+        inputs = [workload.inputs(*case, dtype) for case, dtype in cases]
+        results, barrier = [set() for _ in cases], threading.Barrier(8)
 
-        def work():
+        def work(me):
             barrier.wait()
-            results.append(bn.batch_norm_training(x)[0].tobytes())
+            for i in range(me, me + len(cases)):
+                arrays = workload.compute(*inputs[i % len(cases)], 1)
+                results[i % len(cases)].add(b"".join(a.tobytes() for a in arrays))
+            finished.append(me)
 
-        threads = [threading.Thread(target=work) for _ in range(8)]
+        finished = []
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
         for t in threads: t.start()
         for t in threads: t.join()
-        assert len(results) == 8 and len(set(results)) == 1
+        assert len(finished) == 8
+        assert all(len(bits) == 1 for bits in results)
         """,
     )
 
@@ -126,13 +121,13 @@ assert expected in (None, workload.digest(cases, dtypes)), "the parent goes on w
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", THREADING_LAYERS)
 @pytest.mark.parametrize(
     "when", ["after_a_call", "before_the_first_call", "while_another_thread_computes"]
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_after_fork(layer, when):
-    run_with(layer, FORK, when, timeout=120)
+    run_with_layer(layer, FORK, when, timeout=120)
 
 
 POOL = """
@@ -154,17 +149,17 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", THREADING_LAYERS)
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_multiprocessing(layer, method):
-    run_with(layer, POOL, method, timeout=120)
+    run_with_layer(layer, POOL, method, timeout=120)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", THREADING_LAYERS)
 def test_thread_pool_of_the_standard_library(layer):
-    run_with(
+    run_with_layer(
         layer,
         """
         from concurrent.futures import ThreadPoolExecutor
@@ -182,7 +177,7 @@ def test_thread_pool_of_the_standard_library(layer):
 @pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
 def test_joblib(backend):
     pytest.importorskip("joblib")
-    run_with(
+    run_with_layer(
         "workqueue",
         """
         import sys
@@ -199,10 +194,10 @@ def test_joblib(backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", THREADING_LAYERS)
 def test_callable_from_inside_a_parallel_region_of_another_package(layer):
     # A user's own prange kernel that calls back into Python, and so into bnnumba.
-    run_with(
+    run_with_layer(
         layer,
         """
         import numba

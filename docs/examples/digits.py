@@ -4,14 +4,16 @@ The network is NumPy alone (`digits_net.py`); its batch normalization is bnnumba
 backward. Each batch also goes through batch normalization written in plain NumPy, to time the
 two side by side and to see that they agree. Four runs, each with and without batch
 normalization: at a learning rate that suits the plain network, and at one a hundred times
-as high. That batch normalization reaches its accuracy in fewer epochs and still trains at
-rates where the plain network no longer does is the point of the article that introduced it
+as high. That batch normalization reaches its accuracy in fewer epochs, and bears rates at
+which the plain network falls behind, is the point of the article that introduced it
 (Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167).
 
     python docs/examples/digits.py [--quick] [--output demo.png] [--seed 0] [--threads 1]
 """
 
 import argparse
+import os
+import pathlib
 import sys
 import time
 from dataclasses import dataclass, field
@@ -238,12 +240,39 @@ def plot(runs, path):
 
 
 def main():
+    most = numba.config.NUMBA_NUM_THREADS
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few epochs: does it work?")
-    parser.add_argument("--output", default="demo.png", help="where to save the curves")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, weights and order")
-    parser.add_argument("--threads", type=int, default=1, help="of bnnumba, and of NumPy's BLAS")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default="demo.png",
+        metavar="FILE",
+        help="where to save the curves (default: demo.png)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the split, weights and order, not negative (default: 0)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help=f"of bnnumba, and of NumPy's BLAS: 1 to {most} here (default: 1)",
+    )
     arguments = parser.parse_args()
+    # What would be an error only after the training, or one of another package, is said now.
+    folder, kind = arguments.output.absolute().parent, arguments.output.suffix[1:]
+    if not os.access(folder, os.W_OK):
+        parser.error(f"--output: {folder} is not a directory that can be written")
+    if kind not in Figure().canvas.get_supported_filetypes():
+        parser.error(f"--output: expected an image, such as demo.png, got {arguments.output}")
+    if not 0 <= arguments.seed < 2**32:
+        parser.error(f"--seed: expected 0 to {2**32 - 1}, got {arguments.seed}")
+    if not 1 <= arguments.threads <= most:
+        parser.error(f"--threads: expected 1 to {most}, got {arguments.threads}")
     epochs, wanted_accuracy = (4, 0.90) if arguments.quick else (20, 0.97)
 
     start = time.perf_counter()

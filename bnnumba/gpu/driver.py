@@ -1,0 +1,225 @@
+"""The CUDA driver: devices, machine code, launches. Nothing here waits for the device."""
+
+import ctypes
+import struct
+import threading
+from typing import Any
+
+import numpy as np
+from numba import cuda as numba_cuda
+
+from ..errors import BackendError
+from .jit import SIMULATED
+from .plan import Traits
+
+if SIMULATED:
+    from .simulator import simulate
+else:
+    from cuda.bindings import driver as cuda
+
+__all__ = ["Device", "assemble", "device", "device_of", "new_array"]
+
+# Shared memory that a block may use without asking for more.
+_PLAIN_SHARED = 48 * 1024
+
+
+def _check(found):
+    """Return what a driver call returned, or raise if it failed."""
+    status, *results = found
+    if status != cuda.CUresult.CUDA_SUCCESS:
+        _, text = cuda.cuGetErrorString(status)
+        msg = f"CUDA: {text.decode() if text else status}"
+        raise BackendError(msg)
+    return results[0] if results else None
+
+
+def assemble(ptx, capability):
+    """Return the machine code that nvJitLink makes of PTX, and its report."""
+    from cuda.bindings import nvjitlink
+
+    options = [f"-arch=sm_{capability[0]}{capability[1]}", "-verbose"]
+    handle = nvjitlink.create(len(options), options)
+    try:
+        text = ptx.encode()
+        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, text, len(text), "bnnumba")
+        nvjitlink.complete(handle)
+        code = bytearray(nvjitlink.get_linked_cubin_size(handle))
+        nvjitlink.get_linked_cubin(handle, code)
+        report = bytearray(nvjitlink.get_info_log_size(handle))
+        nvjitlink.get_info_log(handle, report)
+    finally:
+        nvjitlink.destroy(handle)
+    return bytes(code), report.decode().rstrip("\0")
+
+
+class _Loaded:
+    """A kernel on a device, and the memory that its arguments are packed into for a launch."""
+
+    def __init__(self, kernel, function):
+        self.function = function
+        self.format = kernel.format
+        self.buffer = ctypes.create_string_buffer(struct.calcsize(self.format))
+        first, offset = ctypes.addressof(self.buffer), 0
+        places = []
+        for code in self.format:  # each argument at a multiple of its own size, as struct packs it
+            size = struct.calcsize(code)
+            offset = -(-offset // size) * size
+            places.append(first + offset)
+            offset += size
+        self.pointers = (ctypes.c_void_p * len(places))(*places)
+        self.parameters = ctypes.addressof(self.pointers)
+        self.shared = _PLAIN_SHARED
+        # The driver copies the arguments before it returns, but lets other threads run meanwhile.
+        self.lock = threading.Lock()
+
+
+class Device:
+    """A GPU: what plans depend on, and the kernels that are loaded on it."""
+
+    def __init__(self, number):
+        self.number = number
+        try:
+            _check(cuda.cuInit(0))
+        except RuntimeError as error:  # also what the bindings raise where there is no driver
+            msg = f"x: is on a GPU, but the CUDA driver does not start: {error}"
+            raise BackendError(msg) from error
+        self._handle = _check(cuda.cuDeviceGet(number))
+        self._context = _check(cuda.cuDevicePrimaryCtxRetain(self._handle))
+        self._address = int(self._context)
+        attribute = cuda.CUdevice_attribute
+
+        def get(name):
+            full = getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+            return _check(cuda.cuDeviceGetAttribute(full, self._handle))
+
+        capability = get("COMPUTE_CAPABILITY_MAJOR"), get("COMPUTE_CAPABILITY_MINOR")
+        if capability < (7, 0):
+            msg = f"x: expected a GPU of compute capability 7.0 or more, got {capability}"
+            raise BackendError(msg)
+        self.traits = Traits(
+            capability,
+            get("MULTIPROCESSOR_COUNT"),
+            get("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
+            get("L2_CACHE_SIZE"),
+        )
+        self._loaded = {}
+        self._loading = threading.Lock()
+
+    def _load(self, kernel):
+        """Compile a kernel for this device and load it."""
+        with self._loading:
+            if kernel in self._loaded:
+                return self._loaded[kernel]
+            name, code = kernel.ptx(self.traits.capability)
+            try:
+                code, _ = assemble(code, self.traits.capability)
+            except ImportError:  # the driver assembles PTX that is not newer than itself
+                code = code.encode()
+            module = _check(cuda.cuModuleLoadData(code))
+            function = _check(cuda.cuModuleGetFunction(module, name.encode()))
+            self._loaded[kernel] = loaded = _Loaded(kernel, function)
+            return loaded
+
+    def launch(self, kernel, stream, grid, threads, shared, *arguments):
+        """Launch a kernel on a stream of this device."""
+        loaded = self._loaded.get(kernel) or self._load(kernel)
+        with loaded.lock:
+            if shared > loaded.shared:
+                name = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                _check(cuda.cuFuncSetAttribute(loaded.function, name, shared))
+                loaded.shared = shared
+            struct.pack_into(loaded.format, loaded.buffer, 0, *arguments)
+            _check(
+                cuda.cuLaunchKernel(
+                    loaded.function, grid, 1, 1, threads, 1, 1, shared, stream,
+                    loaded.parameters, 0,
+                )
+            )  # fmt: skip
+
+    def clear(self, address, size, stream):
+        """Set memory to zero."""
+        _check(cuda.cuMemsetD8Async(address, 0, size, stream))
+
+    def read(self, array, stream):
+        """Wait for what a stream has to do, and return an array as one of NumPy."""
+        found = np.empty(array.shape, array.dtype)
+        _check(cuda.cuMemcpyDtoHAsync(found.ctypes.data, array.address, found.nbytes, stream))
+        _check(cuda.cuStreamSynchronize(stream))
+        return found
+
+    def write(self, array, values, stream):
+        """Copy a contiguous array of NumPy to the device."""
+        _check(cuda.cuMemcpyHtoDAsync(array.address, values.ctypes.data, values.nbytes, stream))
+
+    def __enter__(self):
+        """Make this device's context the current one, unless it is."""
+        current = _check(cuda.cuCtxGetCurrent())
+        self_is_current = int(current) == self._address
+        _entered.depth = [*getattr(_entered, "depth", []), not self_is_current]
+        if not self_is_current:
+            _check(cuda.cuCtxPushCurrent(self._context))
+        return self
+
+    def __exit__(self, *failure):
+        """Make the context current again that was before."""
+        if _entered.depth.pop():
+            _check(cuda.cuCtxPopCurrent())
+
+
+class _Simulated:
+    """The device of Numba's CUDA simulator."""
+
+    # Few and small, so that small arrays meet all kinds of kernels.
+    traits = Traits((9, 0), 2, 32 * 1024, 256 * 1024)
+
+    def launch(self, kernel, stream, grid, threads, shared, *arguments):
+        simulate(kernel.function, grid, threads, shared, arguments)
+
+    def clear(self, address, size, stream):
+        ctypes.memset(address, 0, size)
+
+    def read(self, array, stream):
+        data = ctypes.string_at(array.address, array.size * array.itemsize)
+        return np.frombuffer(data, array.dtype).reshape(array.shape).copy()
+
+    def write(self, array, values, stream):
+        ctypes.memmove(array.address, values.ctypes.data, values.nbytes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        pass
+
+
+_entered = threading.local()
+_devices: dict[int, Any] = {}
+_making = threading.Lock()
+
+
+def device(number):
+    """Return the device of a number."""
+    found = _devices.get(number)
+    if found is None:
+        with _making:
+            if number not in _devices:
+                _devices[number] = _Simulated() if SIMULATED else Device(number)
+            found = _devices[number]
+    return found
+
+
+def device_of(address):
+    """Return the number of the device that memory belongs to."""
+    if SIMULATED:
+        return 0
+    device(0)  # the driver must have been started
+    name = cuda.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(_check(cuda.cuPointerGetAttribute(name, address)))
+
+
+def new_array(shape, dtype, number):
+    """Return a new array of Numba's on a device."""
+    if SIMULATED:
+        return numba_cuda.to_device(np.full(shape, np.nan).astype(dtype))
+    with numba_cuda.gpus[number]:
+        return numba_cuda.device_array(shape, dtype)

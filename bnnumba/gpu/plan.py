@@ -1,0 +1,158 @@
+"""How a canonical view is cut into work: by its shape and by what the device is, once for each.
+
+All thresholds stand here. They are what the arithmetic of caches suggests; `benchmarks/gpu.py
+--plans` times the alternatives on a device.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+__all__ = ["Plan", "Traits", "plan_passes", "plan_sweeps", "widest"]
+
+# Threads of a block at most (`jit.MAX_THREADS`) and at least: two warps.
+THREADS = (64, 512)
+# Accesses per thread that a block is made for.
+PER_THREAD = 8
+# Bytes of a row of x[r, c] that a block takes, a cache line, and the lanes that share them. Fewer,
+# down to a sector of the cache, where all rows then fit into shared memory.
+LINE_BYTES = 128
+SECTOR_BYTES = 32
+LANES = 32
+# Bytes that one block sweeps: short, as what all blocks work on at a time must stay in the L2 cache
+# between the two sweeps, and long enough for the start of a block not to show.
+JOB_BYTES = 64 * 1024
+LEAST_JOB_BYTES = 8 * 1024
+# The share of the L2 cache that a group of tiles may take between its sweeps: three groups are in
+# work at a time, and what is written takes its part.
+GROUP_SHARE = 8
+# Tiles larger than this share of the L2 cache would leave it before they are read again.
+TILE_SHARE = 4
+# Partial results that each block of a second sweep merges.
+MOST_PARTS = 256
+
+
+class Traits(NamedTuple):
+    """What plans depend on."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared: int  # bytes of shared memory that a block may use
+    l2: int  # bytes of L2 cache
+
+
+class Plan(NamedTuple):
+    """A launch: a grid of blocks and the integers that describe the cut."""
+
+    lanes: int
+    tiles: int
+    steps: int
+    threads: int
+    parts: int
+    chunk: int
+    group: int  # tiles per group of a swept kernel; 0 for a resident one, and for plain passes
+    scratch: int  # bytes of shared memory for the reductions
+    shared: int  # all bytes of shared memory
+
+
+def widest(itemsize, columns_contiguous, capability):
+    """Return how many elements an access has at most."""
+    # Eight channels per thread do not fit into the registers of what sm_80 compiles to.
+    if columns_contiguous and capability < (9, 0):
+        return max(1, 16 // max(itemsize, 4))
+    return 16 // itemsize
+
+
+def _power(number, least, most):
+    """Return the power of two from `number` up, within bounds that are powers of two."""
+    return max(least, min(most, 1 << max(0, int(number - 1).bit_length())))
+
+
+def _scratch(threads, lanes, columns, real, warps):
+    """Return the bytes that reductions need: moments of each channel for all threads or warps."""
+    slots = (threads // 32 if warps else threads // lanes) * lanes
+    return -(-slots * (3 * columns + 1) * real // 16) * 16
+
+
+def _ceil(a, b):
+    return -(-a // b)
+
+
+def _cut(groups, lanes, steps, columns, width, real, arrays, traits, warps, most_parts):
+    """Return a plan of several parts a tile."""
+    tiles = _ceil(groups, lanes)
+    tile_bytes = steps * lanes * width * arrays
+    job = min(JOB_BYTES, max(LEAST_JOB_BYTES, tile_bytes * tiles // (2 * traits.multiprocessors)))
+    parts = max(1, min(most_parts, _ceil(tile_bytes, job)))
+    chunk = _ceil(steps, parts)
+    threads = max(_power(_ceil(chunk * lanes, PER_THREAD), *THREADS), lanes)
+    stride = 4 * threads // lanes  # whole rounds of four accesses per thread
+    if chunk > stride:
+        chunk = _ceil(chunk, stride) * stride
+    parts = _ceil(steps, chunk)
+    scratch = _scratch(threads, lanes, columns, real, warps)
+    return Plan(lanes, tiles, steps, threads, parts, chunk, 0, scratch, scratch)
+
+
+def _lanes(groups, rows, width):
+    return _power(min(groups, LINE_BYTES // width), 1, LANES) if rows else 1
+
+
+@lru_cache(maxsize=4096)
+def plan_passes(groups, steps, rows, columns, width, real, arrays, traits, warps=True):
+    """Return the plan of a single sweep: any number of parts a tile.
+
+    Parameters
+    ----------
+    groups : int
+        Channels, over those of one access.
+    steps : int
+        Accesses per group.
+    rows : bool
+        Whether the view is x[r, c], an access to a row.
+    columns : int
+        Channels of one access.
+    width : int
+        Bytes of one access.
+    real : int
+        Bytes of a float that is computed with.
+    arrays : int
+        How many arrays are read.
+    traits : Traits
+        The device.
+    warps : bool
+        False in the simulator.
+    """
+    lanes = _lanes(groups, rows, width)
+    return _cut(groups, lanes, steps, columns, width, real, arrays, traits, warps, 1 << 30)
+
+
+@lru_cache(maxsize=4096)
+def plan_sweeps(groups, steps, rows, columns, width, real, arrays, traits, warps=True):
+    """Return the plan of two sweeps in one launch, or None where two launches are better.
+
+    Takes what `plan_passes` takes. A resident kernel is best where tiles fit into shared memory,
+    unless there are too few of them to keep the device busy; next best is a group of tiles that
+    fits into the L2 cache.
+    """
+    most = _lanes(groups, rows, width)
+    lanes = most
+    while True:
+        tile_bytes = steps * lanes * width * arrays
+        threads = max(_power(_ceil(steps * lanes, PER_THREAD), *THREADS), lanes)
+        scratch = _scratch(threads, lanes, columns, real, warps)
+        per_thread = _ceil(steps, threads // lanes)
+        shared = scratch + per_thread * threads * width * arrays
+        tiles = _ceil(groups, lanes)
+        busy = tiles >= traits.multiprocessors // 2 or tile_bytes <= 2 * LEAST_JOB_BYTES
+        if shared <= traits.shared and busy:
+            return Plan(lanes, tiles, steps, threads, 1, steps, 0, scratch, shared)
+        if lanes * width <= SECTOR_BYTES or lanes == 1:
+            break
+        lanes //= 2
+    lanes = most
+    tile_bytes = steps * lanes * width * arrays
+    if tile_bytes > traits.l2 // TILE_SHARE:
+        return None
+    cut = _cut(groups, lanes, steps, columns, width, real, arrays, traits, warps, MOST_PARTS)
+    group = max(1, min(cut.tiles, traits.l2 // GROUP_SHARE // tile_bytes))
+    return cut._replace(group=group)

@@ -1,0 +1,191 @@
+"""What kernels are made of, in Python, for the arrays of Numba's CUDA simulator.
+
+The twin of `bnnumba.gpu.jit` and `bnnumba.gpu.simd`: vectors are small NumPy arrays, addresses
+those of host memory. Every access is checked to lie in memory that was registered, and every
+barrier to be met by all threads of a block. Blocks run one after another.
+
+Numba's own simulation of a launch polls its threads, which takes five times as long.
+"""
+
+import ctypes
+import threading
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+
+__all__ = ["MEMORY", "inlined", "machine", "register", "simulate"]
+
+# Address and size of the arrays that kernels may touch.
+MEMORY: dict[int, int] = {}
+# Who a thread is, and what it shares with the others of its block.
+_self = threading.local()
+# What all threads of a block must meet within: far longer than any of them takes.
+_SECONDS = 60
+_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def inlined(function):
+    return function
+
+
+def thread():
+    return _self.thread
+
+
+def threads():
+    return _self.barrier.parties
+
+
+def block():
+    return _self.block
+
+
+def sync():
+    _self.barrier.wait(_SECONDS)
+
+
+def like(vector, scalar):
+    return np.full_like(vector, scalar)
+
+
+def fma(a, b, c):
+    return a * b + c
+
+
+def larger(a, b):
+    return np.where(a > b, a, b)
+
+
+def smaller(a, b):
+    return np.where(a < b, a, b)
+
+
+def inverse_root(vector):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(vector == 0, vector.dtype.type(0), 1 / np.sqrt(vector))
+
+
+def _memory(address, dtype, count, alignment):
+    """Return a view of memory, which must be aligned and belong to a registered array."""
+    size = dtype.itemsize * count
+    if address % alignment:
+        msg = f"access to {address:#x} is not aligned to {alignment} bytes"
+        raise ValueError(msg)
+    if not any(start <= address and address + size <= start + n for start, n in MEMORY.items()):
+        msg = f"access to {size} bytes at {address:#x}, which is in no array"
+        raise ValueError(msg)
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype)
+
+
+def atomic_add(address, index, value):
+    # Blocks run one after another, and one thread of a block at most comes here at a time.
+    place = _memory(address + 4 * index, np.dtype(np.int32), 1, 4)
+    old = int(place[0])
+    place[0] += value
+    return old
+
+
+def _shared(offset, dtype, count):
+    size = dtype.itemsize * count
+    found = _self.shared[offset : offset + size]
+    if found.size < size:
+        msg = f"access to {size} bytes at {offset} of shared memory"
+        raise ValueError(msg)
+    return found.view(dtype)
+
+
+def machine(kind, count, columns, parameter):
+    """Return the typed operations of a kernel, see `bnnumba.gpu.simd.machine`."""
+    stored = _DTYPES[kind]
+    real = np.dtype(np.float64 if kind == "float64" else np.float32)
+    param = _DTYPES[parameter]
+    size, width = stored.itemsize, stored.itemsize * count
+
+    def fetch(address, index):
+        return _memory(address + index * size, stored, count, width).copy()
+
+    def put(address, index, value):
+        _memory(address + index * size, stored, count, width)[:] = value
+
+    def row_pair(dtype):
+        def read(address, index):
+            at = address + index * dtype.itemsize
+            return _memory(at, dtype, columns, dtype.itemsize).astype(real)
+
+        def write(address, index, value):
+            at = address + index * dtype.itemsize
+            _memory(at, dtype, columns, dtype.itemsize)[:] = value
+
+        return read, write
+
+    def rotated(distance):
+        return lambda value: np.roll(value, -distance)
+
+    def keep(offset, value):
+        _shared(offset, stored, count)[:] = value
+
+    def leave(offset, value):
+        _shared(offset, real, columns)[:] = value
+
+    def leave_count(offset, value):
+        _shared(offset, real, 1)[0] = value
+
+    def leave_ticket(value):
+        _shared(0, np.dtype(np.int64), 1)[0] = value
+
+    read, write = row_pair(real)
+    read_param, write_param = row_pair(param)
+    return SimpleNamespace(
+        kind=kind, size=size, count=count, columns=columns, parameter=parameter, real=real.type,
+        fetch=fetch, put=put, widen=lambda value: value.astype(real),
+        narrow=lambda value: value.astype(stored),
+        kept=lambda offset: _shared(offset, stored, count).copy(), keep=keep,
+        take=lambda offset: _shared(offset, real, columns).copy(), leave=leave,
+        take_count=lambda offset: _shared(offset, real, 1)[0], leave_count=leave_count,
+        take_ticket=lambda: int(_shared(0, np.dtype(np.int64), 1)[0]), leave_ticket=leave_ticket,
+        read=read, write=write, read_param=read_param, write_param=write_param,
+        spread=lambda value: value if columns == count else np.full(count, value[0], real),
+        head=lambda value: value if columns == count else value[:1],
+        after=None, count_after=None,  # no warps
+        rotate1=rotated(1), rotate2=rotated(2), rotate4=rotated(4),
+        zero=lambda: np.zeros(count, real), zero_row=lambda: np.zeros(columns, real),
+    )  # fmt: skip
+
+
+def register(array):
+    """Let kernels touch an array's memory from now on; return its address."""
+    low, high = np.lib.array_utils.byte_bounds(array)
+    MEMORY[low] = max(MEMORY.get(low, 0), high - low)
+    return array.ctypes.data
+
+
+def simulate(function, grid, threads, shared, arguments):
+    """Run a kernel block by block, its threads as Python's."""
+    barrier = threading.Barrier(threads)
+    memory = np.full(shared, 0xFF, np.uint8)  # NaN, whichever float is read
+    errors = []
+
+    def run(number):
+        _self.thread, _self.barrier, _self.shared = number, barrier, memory
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                for _self.block in range(grid):
+                    function(*arguments)
+                    sync()  # the next block has the same shared memory
+        except Exception as error:
+            errors.append(error)
+            barrier.abort()
+
+    team = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+    for member in team:
+        member.start()
+    for member in team:
+        member.join()
+    if errors:
+        raise errors[0]

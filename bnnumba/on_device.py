@@ -1,0 +1,352 @@
+"""The functions of `bnnumba.functional` and `bnnumba.moments` for arrays on a GPU.
+
+They get what those have checked of the data and the options, and return the same; the documentation
+stands there. Work is put on the caller's current stream, and nothing waits for it but what must
+return numbers to the host.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import gpu
+from .dispatch import Array, overlap
+from .errors import BackendError, BnnumbaTypeError, BnnumbaValueError
+from .functional import Gradients, Saved
+from .gpu.driver import device
+from .gpu.launch import Call, canonical, copy_array, real_of, widest_of
+from .layout import candidates, fits, nearest, shared_layout
+from .moments import Moments
+from .validation import check_channels, check_out, check_running
+
+__all__ = [
+    "backward",
+    "fold",
+    "inference",
+    "moments",
+    "saved_inference",
+    "training",
+    "update_running",
+]
+
+_DOUBLE = np.dtype(np.float64)
+
+
+class _DeviceSaved(Saved):
+    """What a forward pass on a GPU keeps: `mean` and `invstd` stay there, `moments` waits."""
+
+    __slots__ = ("_work",)
+
+    _stats: Any
+    _work: Any  # memory that kernels still use
+
+    @property
+    def mean(self) -> Array:
+        """The mean of each channel."""
+        return self._stats.row(0).owner
+
+    @property
+    def invstd(self) -> Array:
+        """1 / sqrt(var + eps) of each channel, 0 where both are 0."""
+        return self._stats.row(3).owner
+
+    @property
+    def moments(self) -> Moments:
+        """The moments of the batch."""
+        if not self.training:
+            msg = "saved: a forward pass with given statistics has no moments of the batch"
+            raise BnnumbaValueError(msg)
+        call = _call(self._library, self._array)
+        with call.device:
+            return _moments_of(call, self._stats, self.count)
+
+
+def _call(library: Any, array: Any) -> Call:
+    found = device(array.device)
+    if array.dtype.name == "bfloat16" and found.traits.capability < (8, 0):
+        msg = "x: bfloat16 needs a GPU of compute capability 8.0 or more"
+        raise BackendError(msg)
+    return Call(found, library.stream(array), library)
+
+
+def _moments_of(call: Call, stats: Any, count: int) -> Moments:
+    """Wait for stats and return them as numbers on the host."""
+    center, rest, m2, _ = call.device.read(stats, call.stream).astype(_DOUBLE)
+    return Moments(count, center + rest, m2)
+
+
+def _here(x: Any, **others: Any) -> None:
+    """Raise unless all arrays are on the device of x."""
+    for name, array in others.items():
+        if array is not None and array.device != x.device:
+            msg = (
+                f"{name}: expected an array on GPU {x.device}, as x, got one on GPU {array.device}"
+            )
+            raise BnnumbaTypeError(msg)
+
+
+def _channels(library: Any, x: Any, channels: int, **named: Array | None) -> list[Any]:
+    """Return optional per-channel arguments."""
+    found = {
+        name: None if value is None else check_channels(name, value, library, channels)
+        for name, value in named.items()
+    }
+    _here(x, **found)
+    return list(found.values())
+
+
+def _copy(call: Call, argument: str, source: Any, target: Any) -> None:
+    if not copy_array(call, source, target):
+        msg = f"{argument}: strides {source.strides} are too involved; make it contiguous"
+        raise BnnumbaValueError(msg)
+
+
+def _dense(call: Call, array: Any, dtype: np.dtype | None = None) -> Any:
+    """Return a contiguous array of a dtype (its own unless given), itself or a copy."""
+    dtype = dtype or array.dtype
+    if dtype == array.dtype and (array.size < 2 or array.strides == (array.itemsize,)):
+        return array
+    copy = call.empty(array.shape, dtype, array)
+    _copy(call, "parameters", array, copy)
+    return copy
+
+
+def _alike(call: Call, *arrays: Any) -> list[Any]:
+    """Return parameters, where there are any, contiguous and in one dtype."""
+    kinds = {array.dtype for array in arrays if array is not None}
+    dtype = kinds.pop() if len(kinds) == 1 else _DOUBLE
+    return [None if array is None else _dense(call, array, dtype) for array in arrays]
+
+
+def _arranged(call: Call, array: Any, layout: Any) -> Any:
+    """Return a copy of an array with the strides of a layout."""
+    order = layout.order or tuple(range(array.ndim))
+    stored = call.empty(tuple(array.shape[a] for a in order), array.dtype, array)
+    copy = stored.transposed(np.argsort(order))
+    _copy(call, "x", array, copy)
+    return copy
+
+
+def _views(call: Call, axis: int, out: Any, *inputs: Any) -> tuple[Any, list[Any], Any]:
+    """Return a view of all arrays, the inputs and the output that it is of.
+
+    Those whose strides do not allow it are copied; the output then is another array than `out`.
+    """
+    arrays = [array for array in (*inputs, out) if array is not None]
+    first = inputs[0]
+    layout = None
+    if all(array.aligned for array in arrays):
+        layout = shared_layout(axis, *arrays)
+    if layout is None:
+        own = candidates(first.shape, first.strides, first.itemsize, axis)
+        layout = own[0] if own else nearest(first, axis)
+        seen = []
+        for array in arrays:
+            if array.aligned and fits(array, layout, axis):
+                seen.append(array)
+            elif array is out:
+                order = layout.order or tuple(range(out.ndim))
+                stored = call.empty(tuple(out.shape[a] for a in order), out.dtype, out)
+                seen.append(stored.transposed(np.argsort(order)))
+            else:
+                seen.append(_arranged(call, array, layout))
+        arrays = seen
+    kind = first.dtype.name
+    view = canonical(
+        layout, kind, widest_of(kind, call.device.traits), first.shape,
+        tuple(array.strides for array in arrays), tuple(array.address % 16 for array in arrays),
+    )  # fmt: skip
+    return view, arrays[: len(inputs)], arrays[-1]
+
+
+def _output(library: Any, array: Any, out: Array | None, **inputs: Any) -> Any:
+    if out is None:
+        return library.empty_like(array)
+    found: Any = check_out(out, library, array)
+    _here(array, out=found)
+    for name, other in inputs.items():
+        overlap("out", found.shadow(), name, other.shadow())
+    return found
+
+
+def _share(a: Any, b: Any) -> bool:
+    return bool(np.may_share_memory(a.shadow(), b.shadow()))
+
+
+def _single(value: float, array: Any) -> float:
+    """Return a number as the precision of an array's arithmetic has it."""
+    with np.errstate(over="ignore"):
+        return float(real_of(array.dtype.name).type(value))
+
+
+def training(
+    library: Any, x: Array, array: Any, weight: Array | None, bias: Array | None,
+    running_mean: Array | None, running_var: Array | None, count: int, momentum: float,
+    eps: float, correction: float, axis: int, out: Array | None,
+) -> tuple[Array, Saved]:  # fmt: skip
+    """Do `batch_norm_training`."""
+    channels = array.shape[axis]
+    scale, shift = _channels(library, array, channels, weight=weight, bias=bias)
+    mean, var = (
+        None if value is None else check_running(name, value, library, channels)
+        for name, value in (("running_mean", running_mean), ("running_var", running_var))
+    )
+    _here(array, running_mean=mean, running_var=var)
+    call, work = _call(library, array), None
+    y = _output(library, array, out, x=array)
+    with call.device:
+        if array.size:
+            view, (seen,), target = _views(call, axis, y, array)
+            factor, offset = _alike(call, scale, shift)
+            new_mean, new_var = (m if m is None else _dense(call, m) for m in (mean, var))
+            stats, work = gpu.forward(
+                call, view, seen, target, factor, offset, _single(eps, array), new_mean, new_var,
+                _single(momentum, array), _single(count - correction, array),
+            )  # fmt: skip
+            for given, new in ((y, target), (mean, new_mean), (var, new_var)):
+                if new is not given:
+                    _copy(call, "out", new, given)
+        else:
+            stats = call.zeros((4, channels), real_of(array.dtype.name), array)
+    overwritten = out is not None and _share(y, array)
+    saved = _DeviceSaved(
+        x, array, weight, scale, stats, count, axis, library, True, overwritten
+    )  # fmt: skip
+    saved._work = work
+    return (y.owner if out is None else out), saved
+
+
+def inference(
+    library: Any, array: Any, mean: Array, var: Array, weight: Array | None, bias: Array | None,
+    eps: float, axis: int, out: Array | None,
+) -> Array:  # fmt: skip
+    """Do `batch_norm_inference`."""
+    channels = array.shape[axis]
+    given = _channels(library, array, channels, mean=mean, var=var, weight=weight, bias=bias)
+    call = _call(library, array)
+    y = _output(library, array, out, x=array)
+    if array.size:
+        with call.device:
+            _infer(call, array, axis, y, given, _single(eps, array))
+    return y.owner if out is None else out
+
+
+def _infer(call: Call, array: Any, axis: int, y: Any, given: list[Any], eps: float) -> None:
+    """Normalize by given ``mean, var, weight, bias``."""
+    view, (seen,), target = _views(call, axis, y, array)
+    mean, var, scale, shift = _alike(call, *given)
+    gpu.infer(call, view, seen, target, scale, shift, mean, var, eps)
+    if target is not y:
+        _copy(call, "out", target, y)
+
+
+def saved_inference(
+    library: Any, x: Array, array: Any, mean: Array, var: Array, weight: Array | None, eps: float,
+    axis: int, out: Array | None,
+) -> Saved:  # fmt: skip
+    """Return what the backward pass of `inference` needs."""
+    channels = array.shape[axis]
+    given = _channels(library, array, channels, mean=mean, var=var, weight=weight)
+    call = _call(library, array)
+    with call.device:
+        stats = call.empty((4, channels), real_of(array.dtype.name), array)
+        if channels:
+            center, spread = _alike(call, *given[:2])
+            gpu.constant_stats(call, center, spread, _single(eps, array), stats)
+    count = array.size // channels if channels else 0
+    overwritten = out is not None and _share(library.enter("out", out), array)
+    return _DeviceSaved(x, array, weight, given[2], stats, count, axis, library, False, overwritten)
+
+
+def backward(dy: Any, saved: Any, out: Array | None) -> Gradients:
+    """Do `batch_norm_backward`."""
+    library, array, axis = saved._library, saved._array, saved._axis
+    _here(array, grad_output=dy)
+    call = _call(library, array)
+    dx = _output(library, array, out, grad_output=dy, x=array)
+    scale, stats = saved._scale, saved._stats
+    channels = array.shape[axis]
+    dtype = real_of(array.dtype.name) if scale is None else scale.dtype
+    with call.device:
+        if array.size:
+            dweight, dbias = (call.empty((channels,), dtype, array) for _ in range(2))
+            view, (seen, grad), target = _views(call, axis, dx, array, dy)
+            (scale,) = _alike(call, scale)
+            if saved.training:
+                work = gpu.backward(call, view, seen, grad, target, scale, stats, dweight, dbias)
+            else:
+                work = gpu.backward_reduce(call, view, seen, grad, stats, None, dweight, dbias)
+                # Constant statistics: dx = dy * invstd * weight, whatever stands in x.
+                pair = view._replace(strides=view.strides[2:])
+                gpu.normalize(call, pair, grad, target, scale, None, stats, centered=False)
+            saved._work = work
+            if target is not dx:
+                _copy(call, "out", target, dx)
+        else:
+            dweight, dbias = (call.zeros((channels,), dtype, array) for _ in range(2))
+    return Gradients(dx.owner if out is None else out, dweight.owner, dbias.owner)
+
+
+def update_running(
+    library: Any, running_mean: Array, running_var: Array, m: Moments, momentum: float,
+    correction: float,
+) -> None:  # fmt: skip
+    """Do `update_running`, with moments from the host."""
+    channels = m.mean.size
+    mean: Any = check_running("running_mean", running_mean, library, channels)
+    var: Any = check_running("running_var", running_var, library, channels)
+    _here(mean, running_var=var)
+    if not m.count * channels:
+        return
+    call = _call(library, mean)
+    with call.device:
+        stats = call.empty((4, channels), _DOUBLE, mean)
+        rows = np.stack([m.mean, np.zeros(channels), m.m2, np.zeros(channels)])
+        call.device.write(stats, rows, call.stream)
+        new_mean, new_var = _dense(call, mean), _dense(call, var)
+        divisor = m.count - correction
+        gpu.update_running(call, channels, stats, new_mean, new_var, momentum, divisor)
+        for given, new in ((mean, new_mean), (var, new_var)):
+            if new is not given:
+                _copy(call, "running", new, given)
+
+
+def fold(
+    library: Any, kernel: Any, conv_bias: Array | None, running_mean: Array, running_var: Array,
+    weight: Array | None, bias: Array | None, eps: float,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Do `fold_batch_norm`: two inferences, of the convolution's weight and of its bias."""
+    channels = kernel.shape[0]
+    mean, var, scale, shift, start = _channels(
+        library, kernel, channels, running_mean=running_mean, running_var=running_var,
+        weight=weight, bias=bias, conv_bias=conv_bias,
+    )  # fmt: skip
+    call = _call(library, kernel)
+    with call.device:
+        zeros = call.zeros((channels,), mean.dtype, kernel)
+        folded = library.empty_like(kernel)
+        start = _dense(call, zeros if start is None else start, _DOUBLE)
+        offset = call.empty((channels,), _DOUBLE, kernel)
+        if kernel.size:
+            _infer(call, kernel, 0, folded, [zeros, var, scale, None], _single(eps, kernel))
+        if channels:
+            _infer(call, start, 0, offset, [mean, var, scale, shift], eps)
+        offset = _dense(call, offset, kernel.dtype)
+    return folded.owner, offset.owner
+
+
+def moments(library: Any, array: Any, axis: int) -> Moments:
+    """Do `moments`, which waits for the result."""
+    channels = array.shape[axis]
+    if not array.size:
+        return Moments(0, np.zeros(channels), np.zeros(channels))
+    call = _call(library, array)
+    with call.device:
+        view, (seen,), _ = _views(call, axis, None, array)
+        stats = call.empty((4, channels), real_of(array.dtype.name), array)
+        work = gpu.collect_moments(call, view, seen, 0.0, stats)
+        found = _moments_of(call, stats, array.size // channels)
+        del work  # kept until the kernels are done
+        return found

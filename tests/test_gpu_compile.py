@@ -1,0 +1,97 @@
+"""Every CUDA kernel, compiled without a GPU: what its code loads, stores and spills.
+
+Needs numba-cuda with the compilers that come with it (``make gpu-test`` installs them). Registers
+of each kernel are printed; ``pytest -rP`` shows them.
+"""
+
+import os
+import re
+
+import pytest
+
+pytest.importorskip(
+    "numba_cuda",
+    reason="numba-cuda is not installed: `make gpu-test` brings it",
+    exc_type=ImportError,
+)
+if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
+    pytest.skip("the simulator compiles nothing", allow_module_level=True)
+
+from bnnumba.gpu import copy
+from bnnumba.gpu.driver import assemble
+from bnnumba.gpu.jit import MAX_THREADS
+from bnnumba.gpu.launch import kernels_of
+from bnnumba.gpu.plan import widest
+from bnnumba.gpu.simd import KINDS
+
+CAPABILITIES = [(8, 0), (9, 0), (12, 0)]
+REGISTERS = 65536  # of a multiprocessor, and so of a block
+READ = {
+    "forward_resident", "forward_swept", "collect_moments", "apply", "infer", "backward_resident",
+    "backward_swept", "backward_reduce", "backward_input",
+}  # fmt: skip
+WRITE = READ - {"collect_moments", "backward_reduce"}
+
+
+def _accesses(ptx, kind, width):
+    """How many vector loads or stores of a width in bytes PTX has in global memory."""
+    forms = {16: r"v4\.[bfu]32|v2\.[bfu]64", 8: r"v2\.[bfu]32|v4\.[bfu]16|[bfu]64", 4: r"[bfu]32"}
+    return len(re.findall(rf"\b{kind}\.global\.({forms[width]})\s", ptx))
+
+
+def _assembled(kernel, capability):
+    """The PTX of a kernel, after checks of its machine code."""
+    _, ptx = kernel.ptx(capability)
+    code, report = assemble(ptx, capability)
+    assert code[:4] == b"\x7fELF"
+    registers = int(re.search(r"Used (\d+) registers", report)[1])
+    found = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", report)
+    stack, stores, loads = (int(n) for n in found.groups())
+    print(f"sm_{capability[0]}{capability[1]} {kernel.name:18} {registers:3} registers")
+    assert stack == stores == loads == 0, f"{kernel.name}: {report}"
+    assert registers * MAX_THREADS <= REGISTERS
+    assert ".local" not in ptx
+    return ptx
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
+@pytest.mark.parametrize("columns", [False, True], ids=["ncs", "rc"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kernel_has_wide_accesses_and_no_spills(kind, columns, capability):
+    count = widest(KINDS[kind], columns, capability)
+    width = count * KINDS[kind]
+    # 16 bytes but for 16-bit channels on what has too few registers for eight of them.
+    assert width == (8 if columns and KINDS[kind] == 2 and capability < (9, 0) else 16)
+    kernels = vars(kernels_of(kind, count, count if columns else 1, "float32"))
+    assert set(kernels) > READ
+    for name, kernel in kernels.items():
+        ptx = _assembled(kernel, capability)
+        if name in READ:
+            assert _accesses(ptx, "ld", width) >= 4, name  # several are in flight
+        if name in WRITE:
+            assert _accesses(ptx, "st", width) >= 2, name
+        if kind != "float64":
+            assert ".f64" not in ptx, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_narrow_accesses_do_not_spill(kind, count):
+    for name, kernel in vars(kernels_of(kind, count, 1, "float32")).items():
+        assert ".f64" not in _assembled(kernel, (9, 0)), name
+
+
+def test_float64_parameters_of_float32_data_are_converted_and_not_computed_with():
+    kernels = kernels_of("float32", 4, 1, "float64")
+    for kernel in (kernels.forward_resident, kernels.infer):
+        ptx = _assembled(kernel, (9, 0))
+        assert "cvt.rn.f32.f64" in ptx
+        assert not re.search(r"\b(add|sub|mul|div|fma|sqrt|rcp)\.(\w+\.)*f64", ptx)
+
+
+def test_kernels_that_copy_compile():
+    for kind, parameter in (("float32", "float64"), ("bfloat16", "float32")):
+        for kernel in vars(copy.build(kind, parameter)).values():
+            _assembled(kernel, (9, 0))

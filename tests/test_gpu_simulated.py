@@ -1,0 +1,78 @@
+"""The logic of the CUDA kernels, on Numba's simulator: in a process of its own, as it must be."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from support import run_python
+
+TESTS = pathlib.Path(__file__).parent
+
+
+def run_simulated(*arguments, device):
+    """Run pytest in a process with the simulator."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments],
+        cwd=TESTS, capture_output=True, text=True, timeout=900, check=False,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "BNNUMBA_TEST_DEVICE": device},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_every_case_on_the_simulator():
+    run_simulated("device_cases.py", device="simulator")
+
+
+def test_the_simulator_notices_an_access_outside_of_all_arrays():
+    run_python(
+        """
+        import numpy as np
+        from bnnumba.gpu import simulator
+        x = np.zeros(8, np.float32)
+        address = simulator.register(x)
+        m = simulator.machine("float32", 4, 1, "float32")
+        m.fetch(address, 4)
+        for index in (8, -4):
+            try:
+                m.fetch(address, index)
+            except ValueError as error:
+                assert "in no array" in str(error)
+            else:
+                raise AssertionError(index)
+        try:
+            m.fetch(address, 1)
+        except ValueError as error:
+            assert "not aligned" in str(error)
+        else:
+            raise AssertionError
+        """,
+        env={"NUMBA_ENABLE_CUDASIM": "1"},
+    )
+
+
+def test_each_ticket_of_a_swept_kernel_is_one_job_and_waits_for_earlier_ones_alone():
+    run_python(
+        """
+        from bnnumba.gpu.kernels import sweep_of
+        for tiles in range(1, 12):
+            for parts in range(1, 5):
+                for group in range(1, tiles + 2):
+                    groups = -(-tiles // group)
+                    done, seen = {}, set()
+                    for ticket in range(2 * groups * group * parts):
+                        second, tile, part = sweep_of(ticket, tiles, parts, group)
+                        assert (bool(second), tile, part) not in seen
+                        seen.add((bool(second), tile, part))
+                        if second:
+                            assert done[tile] == parts
+                        else:
+                            done[tile] = done.get(tile, 0) + 1
+                    jobs = {(t, p) for t in range(tiles) for p in range(parts)}
+                    assert {(second, *job) for second in (False, True) for job in jobs} <= seen
+        """,
+        env={"NUMBA_ENABLE_CUDASIM": "1"},
+    )
