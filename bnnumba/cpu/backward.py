@@ -291,7 +291,7 @@ def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming):
     rows, channels = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
     together = side_by_side(x) and side_by_side(dy) and side_by_side(dx)
-    run = n1 - n0 if together and end - begin == channels else 1
+    run = max(1, n1 - n0) if together and end - begin == channels else 1
     for i in range(n0, n1, run):
         row, grad, out = row_at(x, (i,)), row_at(dy, (i,)), row_at(dx, (i,))
         input_run(row, grad, out, begin, run * (end - begin), coefs, streaming)
