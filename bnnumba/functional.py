@@ -178,14 +178,11 @@ def _views(
     of `out`, the array to copy to `out` afterwards.
     """
     first = inputs[0]
-    strides, kind = first.strides, SEEN_AS[first.dtype]
-    found = candidates(first.shape, strides, first.itemsize, axis)
-    alike = bool(found) and out.strides == strides and out.flags.aligned
-    for array in inputs:
-        alike = alike and array.strides == strides and array.flags.aligned
-    layout = found[0] if alike else shared_layout(axis, out, *inputs)
+    kind = SEEN_AS[first.dtype]
+    layout = shared_layout(axis, *inputs, out)
     if layout is not None:
         return [layout.view(array, kind) for array in inputs], layout.view(out, kind), None
+    found = candidates(first.shape, first.strides, first.itemsize, axis)
     layout = found[0] if found else nearest(first, axis)
     arrays = []
     for array in inputs:

@@ -27,7 +27,9 @@ class Layout(NamedTuple):
     def view(self, array: np.ndarray, kind: Any = None) -> np.ndarray:
         """Return the canonical view of an array that this layout fits, seen as another dtype."""
         order, shape = self
-        array = array.reshape(shape) if order is None else array.transpose(order).reshape(shape)
+        if order is not None:
+            array = array.transpose(order)
+        array = array.reshape(shape)
         return array if kind is None else array.view(kind)
 
     def empty(self, array: np.ndarray) -> np.ndarray:
@@ -89,16 +91,23 @@ def candidates(
 
 
 def shared_layout(axis: int, *arrays: np.ndarray) -> Layout | None:
-    """Return a layout that all arrays have without a copy, or None."""
-    first = arrays[-1]
-    shape, strides, itemsize = first.shape, first.strides, first.itemsize
-    found = candidates(shape, strides, itemsize, axis)
+    """Return a layout that all arrays, of one shape and dtype, have without a copy, or None."""
+    strides = []
     for array in arrays:
         if not array.flags.aligned:
             return None
-        if array.strides != strides:
-            others = candidates(shape, array.strides, itemsize, axis)
-            found = tuple(layout for layout in found if layout in others)
+        strides.append(array.strides)
+    return _shared(axis, array.shape, array.itemsize, *strides)
+
+
+@lru_cache(maxsize=4096)
+def _shared(
+    axis: int, shape: tuple[int, ...], itemsize: int, *strides: tuple[int, ...]
+) -> Layout | None:
+    found = candidates(shape, strides[0], itemsize, axis)
+    for others in strides[1:]:
+        also = candidates(shape, others, itemsize, axis)
+        found = tuple(layout for layout in found if layout in also)
     return found[0] if found else None
 
 

@@ -68,6 +68,8 @@ def check_real(argument: str, value: Any) -> float:
     """Return a finite real number as a float."""
     if type(value) is float and -math.inf < value < math.inf:
         return value
+    if type(value) is int and -(2**53) < value < 2**53:
+        return float(value)
     if isinstance(value, str) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
         shown = "None" if value is None else type(value).__name__
         msg = f"{argument}: expected a real number, got {shown}"
@@ -96,7 +98,7 @@ def check_channels(argument: str, value: Any, library: Library, channels: int) -
         value if type(value) is np.ndarray and library is NUMPY else library.enter(argument, value)
     )
     dtype = array.dtype
-    if dtype is not _SINGLE and dtype is not _DOUBLE and dtype not in (_SINGLE, _DOUBLE):
+    if not (dtype is _SINGLE or dtype is _DOUBLE or dtype in (_SINGLE, _DOUBLE)):
         msg = f"{argument}: expected dtype float32 or float64, got {array.dtype}"
         raise BnnumbaTypeError(msg)
     if array.shape != (channels,):

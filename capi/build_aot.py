@@ -37,7 +37,7 @@ def write_header(path: Path) -> None:
     """Write what C must know about the kernels, from where Python knows it."""
     from bnnumba import __version__, cpu
     from bnnumba._capi import entries
-    from bnnumba.cpu import moments
+    from bnnumba.cpu import moments, simd
 
     fields = "\n".join(
         f"    {'double' if name in entries.FLOATS else 'int64_t'} {name};"
@@ -47,6 +47,7 @@ def write_header(path: Path) -> None:
         "PARALLEL_SIZE": cpu.PARALLEL_SIZE,
         "WORKSPACE": moments.WORKSPACE,
         "PARTIAL_ROWS": entries.PARTIAL_ROWS,
+        "REPEATED": simd.REPEATED,
     }
     defines = "\n".join(f"#define {name} INT64_C({value})" for name, value in constants.items())
     listed = " \\\n    ".join(f"X({name})" for name in entries.names())

@@ -19,6 +19,7 @@ from numba.np import arrayobj
 from .. import cpu
 from ..cpu import moments, parallel, plan, ranges
 from ..cpu.jit import _OPTIONS
+from ..cpu.simd import REPEATED
 
 __all__ = ["DTYPES", "FIELDS", "FLOATS", "SIGNATURE", "entry", "names"]
 
@@ -29,7 +30,8 @@ FIELDS = (
     *("x_n", "x_c", "dy_n", "dy_c", "y_n", "y_c"),
     *("block", "streaming", "staged"),  # written by `choose`
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
-    # addresses of (slabs, PARTIAL_ROWS, c), (4, c) of the arithmetic's precision, (3, c) and (2, c)
+    # addresses of (slabs, PARTIAL_ROWS, c), (4, c + REPEATED) of the arithmetic's precision, on a
+    # cache line, (3, c) and (2, c)
     *("partial", "coefs", "stats", "sums"),
     # addresses of c numbers; weight and bias may be 0
     *("weight", "bias", "mean", "m2", "invstd", "dweight", "dbias"),
@@ -147,7 +149,7 @@ def _data_entries(kind, size, precision, rank):
 
     @_inlined
     def coefficients(job, rows):
-        return _dense(precision, job.coefs, (rows, job.c))
+        return _dense(precision, job.coefs, (rows, job.c + REPEATED))
 
     @_inlined
     def scratch(job, work):
@@ -162,7 +164,7 @@ def _data_entries(kind, size, precision, rank):
         # `begin` is the number of inputs of a fused step, 0 for others; `end` that of threads.
         job = _job_at(pointer)
         x = data(job, job.x, job.x_n, job.x_c)
-        job.block = _fused_block(x, begin, end) if begin else _split_block(x)
+        job.block = _fused_block(x, begin, end) if begin else _split_block(x, job.slabs, end)
         job.streaming, job.staged = _streaming(x)
 
     def forward(begin, end, pointer, work):
@@ -225,7 +227,7 @@ def _coefficient_entries(precision):
         job = _job_at(pointer)
         ranges.coefficients_range(
             begin, end, _row(job, job.mean), _row(job, job.invstd), _optional(job, job.weight),
-            _optional(job, job.bias), _dense(precision, job.coefs, (3, job.c)),
+            _optional(job, job.bias), _dense(precision, job.coefs, (3, job.c + REPEATED)),
         )  # fmt: skip
 
     def input_coefficients(begin, end, pointer, work):
@@ -233,7 +235,7 @@ def _coefficient_entries(precision):
         ranges.input_coefficients_range(
             begin, end, float(job.count), _row(job, job.mean), _row(job, job.invstd),
             _rows(job, job.sums, 2), _optional(job, job.weight),
-            _dense(precision, job.coefs, (4, job.c)),
+            _dense(precision, job.coefs, (4, job.c + REPEATED)),
         )  # fmt: skip
 
     return coefficients, input_coefficients
@@ -246,8 +248,10 @@ def _compiled(function, **names):
     return numba.njit(**_OPTIONS)(copy)
 
 
-_grid = _compiled(plan._plan)
-_plan_ncs, _plan_rc = _compiled(plan.plan_ncs, _plan=_grid), _compiled(plan.plan_rc, _plan=_grid)
+_ceil_div = _compiled(plan._ceil_div)
+_columns = _compiled(plan._columns, _ceil_div=_ceil_div)
+_plan_ncs = _compiled(plan.plan_ncs, _ceil_div=_ceil_div, _columns=_columns)
+_plan_rc = _compiled(plan.plan_rc, _ceil_div=_ceil_div)
 _fused_block, _split_block, _streaming = map(
     _compiled, (cpu._fused_block, cpu._split_block, cpu._streaming)
 )

@@ -5,6 +5,10 @@ arrays of 16-bit floats are views as integers (`bnnumba.cpu.simd`). Per-channel 
 float64: ``stats`` has the rows mean, m2 and invstd.
 """
 
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 
 from . import parallel, threads
@@ -27,15 +31,16 @@ PARALLEL_SIZE = 262144
 # A block of channels, and all that a fused step sweeps twice, should stay within half of a 1 MiB
 # L2 cache.
 BLOCK_BYTES = 512 * 1024
-# Channels per block at most: their accumulators must stay in L1, in the ncs view as three vectors
+# Channels per block at most: their accumulators must stay close, in the ncs view as three vectors
 # of eight each, in the rc view as three numbers.
-BLOCK_NCS, BLOCK_RC = 64, 1024
+BLOCK_NCS, BLOCK_RC = 64, 2048
 # Rows from this size on are long enough to be taken one channel at a time.
 LONG_ROW = 1024
 # From this size on, outputs are written past the caches: reading the lines that are about to be
-# overwritten cost a third of the time (25 MB: 2.6 ms against 1.5).
-STREAM_BYTES = 4 * 1024 * 1024
-# Shorter rows are streamed through a stage of this many elements.
+# overwritten cost a third of the time (25 MB: 2.6 ms against 1.5). Smaller ones fit in the
+# last-level cache of a server, besides the input (6.4 MB: 0.42 ms past the cache against 0.18).
+STREAM_BYTES = 16 * 1024 * 1024
+# Shorter rows of the ncs view are streamed through a stage of this many elements.
 STAGED_ROW_BYTES = 2048
 STAGE = 8192
 
@@ -48,41 +53,75 @@ def _fused_block(x, arrays, workers):
     """Return how many channels a fused step takes at a time, or 0 if it is better not fused.
 
     In the rc view neighbouring channels share cache lines, and a block narrow enough to stay in the
-    cache would read them piecemeal: two sweeps over whole rows were twice as fast.
+    cache would read them piecemeal: two sweeps over whole rows were twice as fast. What stays in
+    the cache as a whole is one block.
     """
     channels = x.shape[1]
-    if x.ndim == 2 or (workers > 1 and channels < 2 * workers):
+    if x.ndim == 2:
+        return channels if x.size < PARALLEL_SIZE and channels <= BLOCK_RC else 0
+    if x.size < PARALLEL_SIZE:
+        return min(channels, BLOCK_NCS)
+    if workers > 1 and channels < 2 * workers:
         return 0
     channel_bytes = x.size // channels * x.itemsize * arrays
     block = min(BLOCK_BYTES // channel_bytes, BLOCK_NCS, channels // (4 * workers))
     return max(1, block)
 
 
-def _split_block(x):
-    if x.ndim == 3:
-        return 1 if x.shape[2] >= LONG_ROW else min(x.shape[1], BLOCK_NCS)
-    return min(x.shape[1], BLOCK_RC)
+def _split_block(x, slabs, workers):
+    """Return how many channels a step takes at a time that is cut into slabs as well."""
+    channels = x.shape[1]
+    if x.ndim == 2:
+        most = BLOCK_RC
+    else:
+        most = 1 if x.shape[2] >= LONG_ROW else BLOCK_NCS
+    blocks = max(-(-channels // most), min(channels, -(-4 * workers // slabs)))
+    return -(-channels // blocks)
 
 
 def _streaming(out):
     """Return whether to stream an output, and the size of the stage to do it through, or 0."""
     if out.size * out.itemsize < STREAM_BYTES:
         return False, 0
-    row = out.shape[2] if out.ndim == 3 else out.shape[1]
-    return True, STAGE if row * out.itemsize < STAGED_ROW_BYTES else 0
+    short = out.ndim == 3 and out.shape[2] * out.itemsize < STAGED_ROW_BYTES
+    return True, STAGE if short else 0
+
+
+class _Extents(NamedTuple):
+    """What a choice is made by, of an array."""
+
+    shape: tuple
+    ndim: int
+    size: int
+    itemsize: int
+
+
+@lru_cache(maxsize=4096)
+def _choose(shape, itemsize, inputs, workers):
+    """Return the block of a step, its plan, whether to stream and the size of the stage.
+
+    `inputs` is their number in a fused step, and 0 for a split one. This is kept for each shape:
+    to make the choice takes longer than to work on a small array.
+    """
+    x = _Extents(shape, len(shape), math.prod(shape), itemsize)
+    plan = _plan(x)
+    block = _fused_block(x, inputs, workers) if inputs else _split_block(x, plan[0], workers)
+    return block, plan, *_streaming(x)
+
+
+def _choice(x, inputs):
+    """Return whether a step is worth threads, and what `_choose` says."""
+    large = x.size >= PARALLEL_SIZE
+    return large, *_choose(x.shape, x.itemsize, inputs, threads.count() if large else 1)
 
 
 def forward(x, weight, bias, eps, y):
     """Write the normalized `x` to `y` and return the stats of the batch."""
-    channels = x.shape[1]
-    stats = np.empty((3, channels))
-    if x.size < PARALLEL_SIZE:
-        parallel.forward.serial(x, channels, _plan(x), weight, bias, eps, stats, y, False, 0)
-        return stats
-    block = _fused_block(x, 1, threads.count())
+    stats = np.empty((3, x.shape[1]))
+    large, block, plan, streaming, staged = _choice(x, 1)
     if block:
         threads.run(
-            parallel.forward, True, x, block, _plan(x), weight, bias, eps, stats, y, *_streaming(y)
+            parallel.forward, large, x, block, plan, weight, bias, eps, stats, y, streaming, staged
         )
         return stats
     collect_moments(x, eps, stats)
@@ -92,32 +131,25 @@ def forward(x, weight, bias, eps, y):
 
 def collect_moments(x, eps, stats):
     """Write mean, m2 and invstd of each channel to `stats`."""
-    large = x.size >= PARALLEL_SIZE
-    threads.run(parallel.collect, large, x, _split_block(x), _plan(x), eps, stats)
+    large, block, plan, _, _ = _choice(x, 0)
+    threads.run(parallel.collect, large, x, block, plan, eps, stats)
 
 
 def normalize(x, weight, bias, mean, invstd, y):
     """Write (x - mean) * invstd * weight + bias to `y`."""
-    large = x.size >= PARALLEL_SIZE
-    block, stream = _split_block(x), _streaming(y)
+    large, block, plan, streaming, staged = _choice(x, 0)
     threads.run(
-        parallel.normalize, large, x, block, _plan(x), weight, bias, mean, invstd, y, *stream
+        parallel.normalize, large, x, block, plan, weight, bias, mean, invstd, y, streaming, staged
     )
 
 
 def backward(x, dy, weight, stats, dx, dweight, dbias):
     """Write the gradients of a batch that was normalized by its own statistics."""
-    if x.size < PARALLEL_SIZE:
-        parallel.backward.serial(
-            x, dy, x.shape[1], _plan(x), weight, stats, dx, dweight, dbias, False, 0
-        )
-        return
-    block = _fused_block(x, 2, threads.count())
+    large, block, plan, streaming, staged = _choice(x, 2)
     if block:
-        stream = _streaming(dx)
         threads.run(
-            parallel.backward, True, x, dy, block, _plan(x), weight, stats, dx, dweight, dbias,
-            *stream,
+            parallel.backward, large, x, dy, block, plan, weight, stats, dx, dweight, dbias,
+            streaming, staged,
         )  # fmt: skip
         return
     sums = np.empty((2, x.shape[1]))
@@ -128,16 +160,14 @@ def backward(x, dy, weight, stats, dx, dweight, dbias):
 
 def backward_reduce(x, dy, mean, invstd, sums, dweight, dbias):
     """Write sum_dy and sum_dy_xmu to `sums`, and the gradients of the parameters."""
-    large = x.size >= PARALLEL_SIZE
-    block = _split_block(x)
-    threads.run(parallel.reduce, large, x, dy, block, _plan(x), mean, invstd, sums, dweight, dbias)
+    large, block, plan, _, _ = _choice(x, 0)
+    threads.run(parallel.reduce, large, x, dy, block, plan, mean, invstd, sums, dweight, dbias)
 
 
 def backward_input(x, dy, weight, mean, invstd, sums, count, dx):
     """Write the gradient of the input, given the sums over `count` values per channel."""
-    large = x.size >= PARALLEL_SIZE
-    block, stream = _split_block(x), _streaming(dx)
+    large, block, plan, streaming, staged = _choice(x, 0)
     threads.run(
-        parallel.input_gradient, large, x, dy, block, _plan(x), weight, mean, invstd, sums,
-        float(count), dx, *stream,
+        parallel.input_gradient, large, x, dy, block, plan, weight, mean, invstd, sums,
+        float(count), dx, streaming, staged,
     )  # fmt: skip

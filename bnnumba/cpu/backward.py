@@ -11,11 +11,12 @@ The sums are float64; dx is a * dy + b * (x - center) + rest with coefficients p
 """
 
 from .jit import inlined, part
-from .moments import WORKSPACE, load_lanes
-from .normalize import staged_rows, stream_out
+from .moments import WORKSPACE, load_lanes, row_group
+from .normalize import repeat_first, side_by_side, staged_rows, stream_out
 from .plan import slab_bounds
 from .simd import (
     BLOCK,
+    REPEATED,
     adjacent,
     fma,
     hsum,
@@ -28,6 +29,7 @@ from .simd import (
     prefetch_block,
     prefetch_distance,
     rounded,
+    row_at,
     select_part,
     splat,
     splat_f64,
@@ -90,15 +92,14 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
         store(work, at, zero)
         store(work, at + 8, zero)
     for i in range(n0, n1):
-        if i + 1 < n:
-            row_ahead, grad_ahead = x[i + 1, begin], dy[i + 1, begin]
-        else:
-            row_ahead, grad_ahead = x[0, min(end, channels - 1)], dy[0, min(end, channels - 1)]
+        after = (i + 1, begin) if i + 1 < n else (0, min(end, channels - 1))
+        row_ahead, grad_ahead = row_at(x, after), row_at(dy, after)
         for c in range(begin, end):
             at = (c - begin) * WORKSPACE
             turn = span - (c - begin) * s
+            row, grad = row_at(x, (i, c)), row_at(dy, (i, c))
             accumulate_gradient_row(
-                x[i, c], dy[i, c], s0, s1, mean[c], row_ahead, grad_ahead, turn, work, at
+                row, grad, s0, s1, mean[c], row_ahead, grad_ahead, turn, work, at
             )
     for c in range(begin, end):
         at = (c - begin) * WORKSPACE
@@ -111,38 +112,46 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
     """Write the two sums over one slab of x[r, c] for a range of channels."""
     r = x.shape[0]
     width = (end - begin + 7) // 8 * 8
-    far = 2 + prefetch_distance(x) // (end - begin)
+    group = row_group(x, end - begin)
     n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
     for at in range(0, 2 * width, 8):
         store(work, at, splat_f64(0.0))
-    i = n0
-    while i + 2 <= n1:
-        r0, r1, g0, g1 = x[i], x[i + 1], dy[i], dy[i + 1]
-        ahead = min(i + far, r - 2)
-        fr0, fr1, fg0, fg1 = x[ahead], x[ahead + 1], dy[ahead], dy[ahead + 1]
-        for at in range(0, width, 8):
+    for first in range(n0, n1, group):
+        last = min(n1, first + group)
+        after = min(first + 2 * group, r - 1)
+        row_ahead, grad_ahead = row_at(x, (after,)), row_at(dy, (after,))
+        at = 0
+        line = begin
+        while at + 16 <= end - begin:
+            c = begin + at
+            k0, k1 = load_f64(mean, c), load_f64(mean, c + 8)
+            a0, a1 = load_f64(work, at), load_f64(work, at + 8)
+            q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
+            for i in range(first, last):
+                row, grad = row_at(x, (i,)), row_at(dy, (i,))
+                prefetch(row_ahead, line)
+                prefetch(grad_ahead, line)
+                line += 16
+                g0, g1 = load_f64(grad, c), load_f64(grad, c + 8)
+                a0, a1 = a0 + g0, a1 + g1
+                q0 = fma(g0, load_f64(row, c) - k0, q0)
+                q1 = fma(g1, load_f64(row, c + 8) - k1, q1)
+            store(work, at, a0)
+            store(work, at + 8, a1)
+            store(work, width + at, q0)
+            store(work, width + at + 8, q1)
+            at += 16
+        while at < width:
             c = begin + at
             live = end - c
-            prefetch(fr0, c)
-            prefetch(fr1, c)
-            prefetch(fg0, c)
-            prefetch(fg1, c)
-            k = load_lanes(mean, c, live)
-            v0, v1 = load_lanes(g0, c, live), load_lanes(g1, c, live)
-            q = fma(v0, load_lanes(r0, c, live) - k, load_f64(work, width + at))
-            store(work, width + at, fma(v1, load_lanes(r1, c, live) - k, q))
-            store(work, at, load_f64(work, at) + (v0 + v1))
-        i += 2
-    while i < n1:
-        row, grad = x[i], dy[i]
-        for at in range(0, width, 8):
-            c = begin + at
-            live = end - c
-            v0 = load_lanes(grad, c, live)
-            d0 = load_lanes(row, c, live) - load_lanes(mean, c, live)
-            store(work, width + at, fma(v0, d0, load_f64(work, width + at)))
-            store(work, at, load_f64(work, at) + v0)
-        i += 1
+            k0 = load_lanes(mean, c, live)
+            a0, q0 = load_f64(work, at), load_f64(work, width + at)
+            for i in range(first, last):
+                g0 = load_lanes(row_at(dy, (i,)), c, live)
+                a0, q0 = a0 + g0, fma(g0, load_lanes(row_at(x, (i,)), c, live) - k0, q0)
+            store(work, at, a0)
+            store(work, width + at, q0)
+            at += 8
     for c in range(begin, end):
         sum_dy[c] = work[c - begin]
         sum_dy_xmu[c] = work[width + c - begin]
@@ -181,6 +190,7 @@ def input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs):
         coefs[1, c] = a
         coefs[2, c] = b
         coefs[3, c] = -a * (sums[0, c] / count) - b * (mean[c] - center)
+    repeat_first(begin, end, coefs)
 
 
 @part
@@ -200,10 +210,15 @@ def input_row(row, grad, begin, end, out, at, center, a, b, rest, streaming):
         while i + step <= end:
             stream(out, k + i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
             i += step
-    while i + step <= end:
-        store(out, k + i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
-        i += step
-    if i < end:
+    if i + step <= end:
+        # The last vector overlaps the one before; it is read first, as out may be dy itself.
+        v = fma(load(row, end - step) - vc, vb, vr)
+        tail = fma(load(grad, end - step), va, v)
+        while i + step < end:
+            store(out, k + i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
+            i += step
+        store(out, k + end - step, tail)
+    elif i < end:
         part = end - i
         v = fma(load_part(row, i, part) - vc, vb, vr)
         store_part(out, k + i, part, fma(load_part(grad, i, part), va, v))
@@ -214,13 +229,16 @@ def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, stage):
     """Write dx for one slab of x[n, c, s] and a range of channels; see `normalize_slab_ncs`."""
     n, channels, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
-    group = staged_rows(stage, s, adjacent(dx[0, 0], dx[0, min(1, channels - 1)], s))
-    for i in range(n1 - 1, n0 - 1, -1):
+    group = staged_rows(
+        stage, s, adjacent(row_at(dx, (0, 0)), row_at(dx, (0, min(1, channels - 1))), s)
+    )
+    staged = row_at(stage, (0,))
+    for i in range(n0, n1):
         for c in range(begin, end, group):
             if stage.size == 0:
                 center, a, b, rest = coefs[0, c], coefs[1, c], coefs[2, c], coefs[3, c]
-                out = dx[i, c]
-                input_row(x[i, c], dy[i, c], s0, s1, out, s0, center, a, b, rest, streaming)
+                row, grad, out = row_at(x, (i, c)), row_at(dy, (i, c)), row_at(dx, (i, c))
+                input_row(row, grad, s0, s1, out, s0, center, a, b, rest, streaming)
                 continue
             last = min(end, c + group)
             for j in range(s0, s1, stage.size):
@@ -228,57 +246,52 @@ def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, stage):
                 for d in range(c, last):
                     at = (d - c) * (k - j)
                     center, a, b, rest = coefs[0, d], coefs[1, d], coefs[2, d], coefs[3, d]
-                    input_row(x[i, d], dy[i, d], j, k, stage, at, center, a, b, rest, False)
-                stream_out(stage, (last - c) * (k - j), dx[i, c], j)
+                    row, grad = row_at(x, (i, d)), row_at(dy, (i, d))
+                    input_row(row, grad, j, k, staged, at, center, a, b, rest, False)
+                stream_out(staged, (last - c) * (k - j), row_at(dx, (i, c)), j)
 
 
 @inlined
-def input_part(row, grad, coefs, c, live):
-    """Return dx for fewer channels than a vector holds."""
-    v = load_part(row, c, live) - load_part(coefs[0], c, live)
-    v = fma(v, load_part(coefs[2], c, live), load_part(coefs[3], c, live))
-    return fma(load_part(grad, c, live), load_part(coefs[1], c, live), v)
-
-
-@part
-def input_columns(row, grad, begin, end, coefs, out, at, streaming):
-    """Write dx for the channels ``row[begin:end]`` from ``out[at]`` on."""
-    centers, factors, slopes, rests = coefs[0], coefs[1], coefs[2], coefs[3]
+def input_run(row, grad, out, begin, size, coefs, streaming):
+    """Write `size` values of dx that follow on ``row[begin]``; see `normalize_run`."""
+    centers, factors = row_at(coefs, (0,)), row_at(coefs, (1,))
+    slopes, rests = row_at(coefs, (2,)), row_at(coefs, (3,))
+    channels = coefs.shape[1] - REPEATED
     step = lanes(row)
-    c = begin
-    k = at - begin
+    turn = step % channels
+    c = i = begin
+    end = begin + size
     if streaming:
-        head = min(end, begin + unaligned(out, at))
-        while c < head:
-            part = min(head - c, step)
-            store_part(out, k + c, part, input_part(row, grad, coefs, c, part))
-            c += part
-        while c + step <= end:
-            v = fma(load(row, c) - load(centers, c), load(slopes, c), load(rests, c))
-            stream(out, k + c, fma(load(grad, c), load(factors, c), v))
-            c += step
-    while c + step <= end:
-        v = fma(load(row, c) - load(centers, c), load(slopes, c), load(rests, c))
-        store(out, k + c, fma(load(grad, c), load(factors, c), v))
-        c += step
-    if c < end:
-        store_part(out, k + c, end - c, input_part(row, grad, coefs, c, end - c))
+        head = min(end, begin + unaligned(out, begin))
+        while i < head:
+            part = min(head - i, step)
+            v = fma(load_part(row, i, part) - load(centers, c), load(slopes, c), load(rests, c))
+            store_part(out, i, part, fma(load_part(grad, i, part), load(factors, c), v))
+            i += part
+            c = (c + part) % channels
+        while i + step <= end:
+            v = fma(load(row, i) - load(centers, c), load(slopes, c), load(rests, c))
+            stream(out, i, fma(load(grad, i), load(factors, c), v))
+            i += step
+            c = c + turn - channels if c + turn >= channels else c + turn
+    while i + step <= end:
+        v = fma(load(row, i) - load(centers, c), load(slopes, c), load(rests, c))
+        store(out, i, fma(load(grad, i), load(factors, c), v))
+        i += step
+        c = c + turn - channels if c + turn >= channels else c + turn
+    if i < end:
+        part = end - i
+        v = fma(load_part(row, i, part) - load(centers, c), load(slopes, c), load(rests, c))
+        store_part(out, i, part, fma(load_part(grad, i, part), load(factors, c), v))
 
 
 @part
-def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming, stage):
-    """Write dx for one slab of x[r, c] and a range of channels; see `normalize_slab_rc`."""
+def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming):
+    """Write dx for one slab of x[r, c] and a range of channels."""
     rows, channels = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
-    whole = end - begin == channels and adjacent(dx[0], dx[min(1, rows - 1)], channels)
-    group = staged_rows(stage, end - begin, whole)
-    for last in range(n1, n0, -group):
-        i = max(n0, last - group)
-        if stage.size == 0:
-            input_columns(x[i], dy[i], begin, end, coefs, dx[i], begin, streaming)
-            continue
-        for c in range(begin, end, stage.size):
-            size = min(end, c + stage.size) - c
-            for r in range(i, last):
-                input_columns(x[r], dy[r], c, c + size, coefs, stage, (r - i) * size, False)
-            stream_out(stage, (last - i) * size, dx[i], c)
+    together = side_by_side(x) and side_by_side(dy) and side_by_side(dx)
+    run = max(1, n1 - n0) if together and end - begin == channels else 1
+    for i in range(n0, n1, run):
+        row, grad, out = row_at(x, (i,)), row_at(dy, (i,)), row_at(dx, (i,))
+        input_run(row, grad, out, begin, run * (end - begin), coefs, streaming)

@@ -42,10 +42,24 @@ def _compile(function, **options):
         dispatcher = numba.njit(cache=True, **_OPTIONS, **options)(function)
     except RuntimeError:  # no directory for the cache can be written: compile in each process
         return numba.njit(**_OPTIONS, **options)(function)
-    cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    cache = getattr(dispatcher, "_cache", None)
+    cache_file = getattr(cache, "_cache_file", None)
     if _STAMP is not None and hasattr(cache_file, "_source_stamp"):
         cache_file._source_stamp = _STAMP
+    for name in ("load_overload", "save_overload"):
+        if hasattr(cache, name):
+            setattr(cache, name, _forgiving(getattr(cache, name)))
     return dispatcher
+
+
+def _forgiving(use_cache):
+    def use_cache_or_not(*arguments):
+        try:
+            return use_cache(*arguments)
+        except OSError:  # a full disk, a directory that went away: keep compiled code in memory
+            return None
+
+    return use_cache_or_not
 
 
 def inlined(function):
@@ -81,6 +95,10 @@ class Strided:
         self._compiling = threading.Lock()
         # Numba refuses to stop compiling before there is something compiled.
         self._call = self.dispatcher if config.DISABLE_JIT else self._compile_and_call
+        if not config.DISABLE_JIT:
+            # Numba asks this for code when it has none that fits and may compile, which it may
+            # while `compile` is at work: a call from another thread must not compile as it likes.
+            self.dispatcher._compile_for_args = self._entry_point
 
     def __call__(self, *arguments):
         """Call, compiling first where the types are new."""
@@ -96,6 +114,9 @@ class Strided:
         self._call = self.dispatcher
         return self.dispatcher(*arguments)
 
+    def _entry_point(self, *arguments):
+        return self.dispatcher.overloads[self.compile(arguments)].entry_point
+
     def compile(self, arguments):
         """Compile (or load from the cache) the version that takes these arguments."""
         signature = tuple(
@@ -107,6 +128,7 @@ class Strided:
                 self.dispatcher.disable_compile(False)
                 self.dispatcher.compile(signature)
                 self.dispatcher.disable_compile()
+        return signature
 
 
 def _strided(kind, written):

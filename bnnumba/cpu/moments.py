@@ -30,6 +30,7 @@ from .simd import (
     prefetch_block,
     prefetch_distance,
     rounded,
+    row_at,
     select_part,
     splat_f64,
     store,
@@ -89,13 +90,13 @@ def first_of(row, i):
 @inlined
 def pivot_of(x, c, row0, row1, s0, s1):
     """Return the mean of some first values of a chunk, of several rows where they are short."""
-    first = first_of(x[row0, c], s0)
+    first = first_of(row_at(x, (row0, c)), s0)
     start = splat_f64(first)
     total = splat_f64(0.0)
     width = min(s1 - s0, BLOCK)
     rows = min(row1 - row0, (BLOCK + width - 1) // width)
     for r in range(row0, row0 + rows):
-        row = x[r, c]
+        row = row_at(x, (r, c))
         i = s0
         while i + 8 <= s0 + width:
             total = total + (load_f64(row, i) - start)
@@ -152,7 +153,7 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
     span = (end - begin) * s - prefetch_distance(x)
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     for c in range(begin, end):
-        origin[c] = first_of(x[0, c], 0)
+        origin[c] = first_of(row_at(x, (0, c)), 0)
     count = 0
     for row0 in range(n0, n1, plan[4]):
         row1 = min(n1, row0 + plan[4])
@@ -164,11 +165,13 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
                 store(work, at + 8, zero)
                 work[at + 16] = pivot_of(x, c, row0, row1, column0, column1)
             for i in range(row0, row1):
-                ahead = x[i + 1, begin] if i + 1 < n else x[0, min(end, channels - 1)]
+                after = (i + 1, begin) if i + 1 < n else (0, min(end, channels - 1))
+                ahead = row_at(x, after)
                 for c in range(begin, end):
                     at = (c - begin) * WORKSPACE
                     turn = span - (c - begin) * s
-                    accumulate_row(x[i, c], column0, column1, work[at + 16], ahead, turn, work, at)
+                    row = row_at(x, (i, c))
+                    accumulate_row(row, column0, column1, work[at + 16], ahead, turn, work, at)
             size = (row1 - row0) * (column1 - column0)
             for c in range(begin, end):
                 at = (c - begin) * WORKSPACE
@@ -184,6 +187,17 @@ def load_lanes(row, i, live):
     return load_f64(row, i) if live >= 8 else load_f64_part(row, i, live)
 
 
+@inlined
+def row_group(x, width):
+    """Return how many rows of x[r, c] are taken at a time.
+
+    The accumulators of 16 channels stay in registers for as many rows. Reading on from row to row
+    like that is hard on the prefetchers of the hardware, so that the group after the next is
+    prefetched in the order of memory (67 MB: 3.6 ms against 7.1, 1024 KB: 32 us against 40).
+    """
+    return max(4, 4 + prefetch_distance(x) // 2 // width)
+
+
 @part
 def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     """Write the moments of one slab of x[r, c], the mean relative to `origin`.
@@ -193,55 +207,57 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     r = x.shape[0]
     width = (end - begin + 7) // 8 * 8
     zero = splat_f64(0.0)
-    far = 4 + prefetch_distance(x) // (end - begin)
+    group = row_group(x, end - begin)
     n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
     for c in range(begin, end):
-        origin[c] = first_of(x[0], c)
+        origin[c] = first_of(row_at(x, (0,)), c)
     count = 0
     for row0 in range(n0, n1, plan[4]):
         row1 = min(n1, row0 + plan[4])
         pivot_rows = min(row1 - row0, PIVOT_ROWS)
         for at in range(0, width, 8):
             live = end - begin - at
-            first = load_lanes(x[row0], begin + at, live)
+            first = load_lanes(row_at(x, (row0,)), begin + at, live)
             total = zero
             for i in range(row0 + 1, row0 + pivot_rows):
-                total = total + (load_lanes(x[i], begin + at, live) - first)
+                total = total + (load_lanes(row_at(x, (i,)), begin + at, live) - first)
             store(work, at, zero)
             store(work, width + at, zero)
             store(work, 2 * width + at, first + total / splat_f64(float(pivot_rows)))
         for at in range(2 * width, 3 * width):
             work[at] = rounded(x, work[at])
-        i = row0
-        while i + 4 <= row1:
-            r0, r1, r2, r3 = x[i], x[i + 1], x[i + 2], x[i + 3]
-            ahead = min(i + far, r - 4)
-            f0, f1, f2, f3 = x[ahead], x[ahead + 1], x[ahead + 2], x[ahead + 3]
-            for at in range(0, width, 8):
+        for first_row in range(row0, row1, group):
+            last_row = min(row1, first_row + group)
+            ahead = row_at(x, (min(first_row + 2 * group, r - 1),))
+            at = 0
+            line = begin
+            while at + 16 <= end - begin:
                 c = begin + at
-                live = end - c
-                prefetch(f0, c)
-                prefetch(f1, c)
-                prefetch(f2, c)
-                prefetch(f3, c)
-                k = load_f64(work, 2 * width + at)
-                d0 = load_lanes(r0, c, live) - k
-                d1 = load_lanes(r1, c, live) - k
-                d2 = load_lanes(r2, c, live) - k
-                d3 = load_lanes(r3, c, live) - k
-                q = fma(d0, d0, load_f64(work, width + at))
-                q = fma(d3, d3, fma(d2, d2, fma(d1, d1, q)))
-                store(work, at, load_f64(work, at) + ((d0 + d1) + (d2 + d3)))
-                store(work, width + at, q)
-            i += 4
-        while i < row1:
-            row = x[i]
-            for at in range(0, width, 8):
+                k0, k1 = load_f64(work, 2 * width + at), load_f64(work, 2 * width + at + 8)
+                a0, a1 = load_f64(work, at), load_f64(work, at + 8)
+                q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
+                for i in range(first_row, last_row):
+                    row = row_at(x, (i,))
+                    prefetch(ahead, line)
+                    line += 16
+                    d0, d1 = load_f64(row, c) - k0, load_f64(row, c + 8) - k1
+                    a0, a1 = a0 + d0, a1 + d1
+                    q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+                store(work, at, a0)
+                store(work, at + 8, a1)
+                store(work, width + at, q0)
+                store(work, width + at + 8, q1)
+                at += 16
+            while at < width:
                 live = end - begin - at
-                d0 = load_lanes(row, begin + at, live) - load_f64(work, 2 * width + at)
-                store(work, at, load_f64(work, at) + d0)
-                store(work, width + at, fma(d0, d0, load_f64(work, width + at)))
-            i += 1
+                k0 = load_f64(work, 2 * width + at)
+                a0, q0 = load_f64(work, at), load_f64(work, width + at)
+                for i in range(first_row, last_row):
+                    d0 = load_lanes(row_at(x, (i,)), begin + at, live) - k0
+                    a0, q0 = a0 + d0, fma(d0, d0, q0)
+                store(work, at, a0)
+                store(work, width + at, q0)
+                at += 8
         size = row1 - row0
         for c in range(begin, end):
             at = c - begin

@@ -23,18 +23,25 @@ from .ranges import (
     reduce_range,
     sums_range,
 )
-from .simd import unaligned
+from .simd import REPEATED, unaligned
 
 
+@inlined
 def empty_coefficients(x, rows):
-    """Return an empty (rows, channels) array of the precision that `x` is computed in."""
-    return np.empty((rows, x.shape[1]), np.float64 if x.dtype == np.float64 else np.float32)
+    """Return room for coefficients of the precision that `x` is computed in, on a cache line."""
+    flat = np.empty(rows * (x.shape[1] + REPEATED) + REPEATED, _precision(x))
+    first = unaligned(flat, 0)
+    return flat[first : flat.size - REPEATED + first].reshape(rows, x.shape[1] + REPEATED)
 
 
-@overload(empty_coefficients)
-def _empty_coefficients(x, rows):
+def _precision(x):
+    return np.float64 if x.dtype == np.float64 else np.float32
+
+
+@overload(_precision)
+def _overload_precision(x):
     dtype = np.float64 if x.dtype == types.float64 else np.float32
-    return lambda x, rows: np.empty((rows, x.shape[1]), dtype)
+    return lambda x: dtype
 
 
 @inlined

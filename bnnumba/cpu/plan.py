@@ -18,32 +18,44 @@ CHUNK_ROWS = 2048
 # Slabs at most: enough for the threads of a large machine when there is one channel, few enough
 # for the partial results to stay small.
 SLABS = 64
+# Values of one channel, and rows in the rc view, that are worth a slab.
+SLAB = 8192
+SLAB_ROWS = 256
 
 
 # A plan is a tuple of integers, which Numba takes apart quickly: the number of slabs, how many of
-# them stand side by side, rows and columns of a slab, rows and columns of a chunk.
+# them stand side by side, rows and columns of a slab, rows and columns of a chunk. Pieces are as
+# even as they can be, so that threads have the same to do.
 
 
-def _plan(n, s, chunk_rows, chunk_columns):
-    slab_rows = -(-n // SLABS)
-    slab_rows = -(-slab_rows // chunk_rows) * chunk_rows
-    down = -(-n // slab_rows)
-    slab_columns = -(-s // max(1, SLABS // down))
-    slab_columns = -(-slab_columns // chunk_columns) * chunk_columns
-    across = -(-s // slab_columns)
-    return down * across, across, slab_rows, slab_columns, chunk_rows, chunk_columns
+def _ceil_div(a, b):
+    return -(-a // b)
+
+
+def _columns(s, pieces):
+    """Return how many columns a piece has: all, or as many as end at a cache line."""
+    return min(s, _ceil_div(_ceil_div(s, pieces), 64) * 64)
 
 
 @lru_cache(maxsize=4096)
 def plan_ncs(n, s):
     """Return the plan of a view x[n, c, s] with n, s > 0."""
-    return _plan(n, s, min(n, max(1, CHUNK // s)), min(s, CHUNK))
+    slabs = max(1, min(SLABS, n * s // SLAB))
+    slab_rows = _ceil_div(n, min(n, slabs))
+    down = _ceil_div(n, slab_rows)
+    slab_columns = _columns(s, max(1, slabs // down))
+    across = _ceil_div(s, slab_columns)
+    chunk_columns = _columns(slab_columns, _ceil_div(slab_columns, CHUNK))
+    chunk_rows = _ceil_div(slab_rows, _ceil_div(slab_rows, CHUNK // chunk_columns))
+    return down * across, across, slab_rows, slab_columns, chunk_rows, chunk_columns
 
 
 @lru_cache(maxsize=4096)
 def plan_rc(r):
     """Return the plan of a view x[r, c] with r > 0."""
-    return _plan(r, 1, min(r, CHUNK_ROWS), 1)
+    slab_rows = _ceil_div(r, max(1, min(SLABS, r // SLAB_ROWS)))
+    chunk_rows = _ceil_div(slab_rows, _ceil_div(slab_rows, CHUNK_ROWS))
+    return _ceil_div(r, slab_rows), 1, slab_rows, 1, chunk_rows, 1
 
 
 @inlined

@@ -48,7 +48,7 @@ def forward_range(
             if x.ndim == 3:
                 normalize_slab_ncs(x, slab, c0, c1, plan, coefs, y, streaming, stage)
             else:
-                normalize_slab_rc(x, slab, c0, c1, plan, coefs, y, streaming, stage)
+                normalize_slab_rc(x, slab, c0, c1, plan, coefs, y, streaming)
 
 
 @kernel
@@ -86,7 +86,7 @@ def normalize_range(begin, end, x, block, plan, coefs, y, streaming, stage):
         if x.ndim == 3:
             normalize_slab_ncs(x, slab, c0, c1, plan, coefs, y, streaming, stage)
         else:
-            normalize_slab_rc(x, slab, c0, c1, plan, coefs, y, streaming, stage)
+            normalize_slab_rc(x, slab, c0, c1, plan, coefs, y, streaming)
 
 
 @kernel
@@ -119,7 +119,7 @@ def backward_range(
             if x.ndim == 3:
                 input_slab_ncs(x, dy, slab, c0, c1, plan, coefs, dx, streaming, stage)
             else:
-                input_slab_rc(x, dy, slab, c0, c1, plan, coefs, dx, streaming, stage)
+                input_slab_rc(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
 
 
 @kernel
@@ -157,7 +157,7 @@ def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming, stage):
         if x.ndim == 3:
             input_slab_ncs(x, dy, slab, c0, c1, plan, coefs, dx, streaming, stage)
         else:
-            input_slab_rc(x, dy, slab, c0, c1, plan, coefs, dx, streaming, stage)
+            input_slab_rc(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
 
 
 @kernel

@@ -59,6 +59,8 @@ _VECTOR_BYTES = 64
 
 # Elements that a kernel handles between two prefetches.
 BLOCK = 64
+# Columns that tables of coefficients have besides one per channel: a vector may be loaded from any.
+REPEATED = 16
 
 
 def _provide_half_conversions():
@@ -93,8 +95,26 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.count))
 
 
+class Row(types.Type):
+    """A Numba type: where a run of elements of an array begins.
+
+    A slice would do, but for its reference count, which takes longer than a short row, and for the
+    check of its index.
+    """
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        super().__init__(name=f"Row({dtype})")
+
+
+@register_model(Row)
+class _RowModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, dmm.lookup(fe_type.dtype).get_data_type().as_pointer())
+
+
 def _vector_of(array):
-    """Return the vector type that the elements of an array type are computed in."""
+    """Return the vector type that the elements of an array or row type are computed in."""
     return f64x8 if array.dtype == types.float64 else f32x16
 
 
@@ -121,9 +141,14 @@ _register_operator(operator.mul, "fmul")
 _register_operator(operator.truediv, "fdiv")
 
 
+def _data(context, builder, kind, array):
+    if isinstance(kind, Row):
+        return array
+    return context.make_array(kind)(context, builder, array).data
+
+
 def _pointer(context, builder, array_type, array, index, element, count):
-    data = context.make_array(array_type)(context, builder, array).data
-    at = builder.gep(data, [index])
+    at = builder.gep(_data(context, builder, array_type, array), [index])
     return builder.bitcast(at, ir.VectorType(element, count).as_pointer())
 
 
@@ -204,6 +229,21 @@ def _emit_load_part(context, builder, array_type, array, index, live, vector):
     )
     value = builder.call(function, [at, _I32(size), mask, ir.Constant(stored, None)])
     return _widen(builder, array_type, value, vector)
+
+
+@intrinsic
+def row_at(typingctx, array, index):
+    """Return the row that begins at ``array[index]``, for an index of some axes, not negative."""
+
+    def codegen(context, builder, sig, args):
+        view = context.make_array(sig.args[0])(context, builder, args[0])
+        at = builder.ptrtoint(view.data, _I64)
+        indices = cgutils.unpack_tuple(builder, args[1])
+        for stride, i in zip(cgutils.unpack_tuple(builder, view.strides), indices, strict=False):
+            at = builder.add(at, builder.mul(stride, i))
+        return builder.inttoptr(at, view.data.type)
+
+    return Row(array.dtype)(array, types.UniTuple(types.int64, len(index))), codegen
 
 
 @intrinsic
@@ -418,8 +458,7 @@ def adjacent(typingctx, first, second, size):
         _, itemsize = _storage(sig.args[0])
         starts = []
         for kind, row in zip(sig.args, (first, second), strict=False):
-            data = context.make_array(kind)(context, builder, row).data
-            starts.append(builder.ptrtoint(data, _I64))
+            starts.append(builder.ptrtoint(_data(context, builder, kind, row), _I64))
         gap = builder.sub(starts[1], starts[0])
         next_to = builder.icmp_signed("==", gap, builder.mul(size, _I64(itemsize)))
         return builder.or_(next_to, builder.icmp_signed("==", gap, _I64(0)))

@@ -26,9 +26,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _nested():
+    """Return whether this is a workqueue thread, say of a caller's own prange.
+
+    Python did not start those. One that would start a parallel region would abort the process.
+    """
+    return numba_parallel._threading_layer == "workqueue" and isinstance(
+        threading.current_thread(), threading._DummyThread
+    )
+
+
 def run(driver, large, *arguments):
     """Run a driver, with threads if the work is large and this process and moment allow it."""
-    if large and not _forked and _region.acquire(blocking=False):
+    if large and not _forked and not _nested() and _region.acquire(blocking=False):
         try:
             return driver.parallel(*arguments)
         finally:

@@ -122,16 +122,16 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, int fus
     TRY(bn_kernel(step_kernel(b, CHOOSE), &decide));
     TRY(bn_kernel(step_kernel(b, what), &r->run));
     r->threads = bn_enter(size);
-    if (fused && size < PARALLEL_SIZE)
-        r->j.block = b->c;
-    else
-        decide(fused, r->threads, &r->j, NULL);
+    decide(fused, r->threads, &r->j, NULL);
     if (r->j.block)
         r->items = (b->c + r->j.block - 1) / r->j.block * (fused ? 1 : r->j.slabs);
     /* A stage of any dtype fits, and begins on a cache line as the workspace does. */
     r->stride = r->j.block * WORKSPACE + r->j.staged;
     return BNNUMBA_OK;
 }
+
+/* How many doubles the coefficients take; taken first, they begin on a cache line. */
+#define COEFS(b) (4 * ((b)->c + REPEATED))
 
 /* How many doubles the partial results of all slabs take. */
 static int64_t partial_size(const running_step *r)
@@ -184,8 +184,8 @@ bnnumba_status bn_normalize(const batch *b, const data *x, const double *weight,
     running_step r;
     TRY(plan(&r, b, x, NULL, y));
     TRY(choose(&r, b, NORMALIZE, 0));
-    TRY(reserve(&r, 4 * b->c));
-    r.j.coefs = ADDRESS(bn_take(&r.memory, 4 * b->c));
+    TRY(reserve(&r, COEFS(b)));
+    r.j.coefs = ADDRESS(bn_take(&r.memory, COEFS(b)));
     r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd);
     r.j.weight = ADDRESS(weight), r.j.bias = ADDRESS(bias);
     bnnumba_status status = bn_shared(coefficients_kernel(b), &r.j);
@@ -206,9 +206,9 @@ bnnumba_status bn_forward(const batch *b, const data *x, const double *weight, c
         TRY(bn_collect(b, x, eps, stats));
         return bn_normalize(b, x, weight, bias, stats, stats + 2 * b->c, y);
     }
-    TRY(reserve(&r, partial_size(&r) + 4 * b->c));
+    TRY(reserve(&r, COEFS(b) + partial_size(&r)));
+    r.j.coefs = ADDRESS(bn_take(&r.memory, COEFS(b)));
     r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
-    r.j.coefs = ADDRESS(bn_take(&r.memory, 4 * b->c));
     r.j.weight = ADDRESS(weight), r.j.bias = ADDRESS(bias);
     r.j.stats = ADDRESS(stats);
     r.j.eps = eps;
@@ -252,8 +252,8 @@ static bnnumba_status input(const batch *b, const data *x, const data *dy, const
     running_step r;
     TRY(plan(&r, b, x, dy, dx));
     TRY(choose(&r, b, INPUT, 0));
-    TRY(reserve(&r, 4 * b->c));
-    r.j.coefs = ADDRESS(bn_take(&r.memory, 4 * b->c));
+    TRY(reserve(&r, COEFS(b)));
+    r.j.coefs = ADDRESS(bn_take(&r.memory, COEFS(b)));
     r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd), r.j.sums = ADDRESS(sums);
     r.j.weight = ADDRESS(weight);
     bnnumba_status status = bn_shared(input_coefficients_kernel(b), &r.j);
@@ -288,9 +288,9 @@ bnnumba_status bn_backward(const batch *b, const data *x, const data *dy, const 
         bn_leave(r.threads);
         return backward_in_two(b, x, dy, weight, stats, dx, dweight, dbias);
     }
-    TRY(reserve(&r, partial_size(&r) + 6 * b->c));
+    TRY(reserve(&r, COEFS(b) + partial_size(&r) + 2 * b->c));
+    r.j.coefs = ADDRESS(bn_take(&r.memory, COEFS(b)));
     r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
-    r.j.coefs = ADDRESS(bn_take(&r.memory, 4 * b->c));
     r.j.sums = ADDRESS(bn_take(&r.memory, 2 * b->c));
     r.j.stats = ADDRESS(stats);
     r.j.weight = ADDRESS(weight), r.j.dweight = ADDRESS(dweight), r.j.dbias = ADDRESS(dbias);
