@@ -1,0 +1,113 @@
+"""What reaches the CUDA driver, by a stand-in for it: contexts, kernels, arguments, streams."""
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+from support import run_python
+
+SOURCE = pathlib.Path(__file__).with_name("fake_cuda.c")
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("numba_cuda") is None,
+        reason="numba-cuda is not installed: `make gpu-test` brings it",
+    ),
+    pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler"),
+    pytest.mark.skipif(
+        os.environ.get("NUMBA_ENABLE_CUDASIM") == "1", reason="the simulator has no driver"
+    ),
+]
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """Run code whose CUDA driver is the stand-in; return what both wrote."""
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, SOURCE], check=True)
+
+    def run(code, integers, reals):
+        header = """
+            import sys
+            import numpy as np
+            import bnnumba as bn
+            from device_standins import StandIn
+            sys.stdout.reconfigure(line_buffering=True)
+            """
+        environment = {
+            "LD_LIBRARY_PATH": tmp_path, "FAKE_INTEGERS": integers, "FAKE_REALS": reals,
+        }  # fmt: skip
+        return run_python(header + code, env=environment).stdout.splitlines()
+
+    return run
+
+
+def test_a_launch_gets_its_arguments_on_the_stream_of_x_and_in_the_context_of_its_device(driver):
+    lines = driver(
+        """
+            x, mean = StandIn(np.ones((4, 8, 64), np.float32)), StandIn(np.zeros(8, np.float32))
+            x.stream = 0x77
+            for _ in range(2):
+                y, saved = bn.batch_norm_training(x, running_mean=mean, momentum=0.25)
+                print(*(a.host.ctypes.data for a in (x, y, saved._stats.owner, mean)))
+            saved.moments
+        """,
+        integers=16, reals=4,
+    )  # fmt: skip
+    assert [line.split()[0] for line in lines if not line[0].isdigit()] == [
+        "push", "load", "launch", "pop",  # loaded once
+        "push", "launch", "pop",
+        "push", "wait", "pop",  # numbers for the host
+    ]  # fmt: skip
+    addresses = [line.split() for line in lines if line[0].isdigit()]
+    launches = [line.split() for line in lines if line.startswith("launch")]
+    for (x, y, stats, mean), words in zip(addresses, launches, strict=True):
+        assert words[:9] == [
+            "launch",
+            "grid",
+            "8",
+            "threads",
+            "64",
+            "shared",
+            "1056",
+            "stream",
+            "0x77",
+        ]
+        given = [x, y, "0", "0", stats, mean, "0"]  # no weight, bias, running variance
+        extents = ["8", "64", "16", "512", "64", "512", "64"]  # accesses of four elements
+        assert words[9:25] == [*given, *extents, "1", "32"]
+        assert [float(word) for word in words[25:]] == pytest.approx([256, 1e-5, 0.25, 255])
+
+
+def test_much_shared_memory_is_asked_for_once(driver):
+    lines = driver(
+        """
+            x = StandIn(np.ones((32, 132, 400), np.float32))
+            for _ in range(2):
+                bn.batch_norm_training(x)
+        """,
+        integers=16, reals=4,
+    )  # fmt: skip
+    assert [line.split()[0] for line in lines] == [
+        "push", "load", "attribute", "launch", "pop", "push", "launch", "pop",
+    ]  # fmt: skip
+    _, name, size = lines[2].split()
+    assert name == "8"  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    assert f"shared {size} " in lines[3]
+    assert 48 * 1024 < int(size) <= 232448
+
+
+def test_an_error_of_the_driver_is_an_error_of_bnnumba(driver):
+    lines = driver(
+        """
+            from bnnumba.gpu.driver import device
+            try:
+                device(1)
+            except bn.BackendError as error:
+                print("caught", error)
+        """,
+        integers=0, reals=0,
+    )  # fmt: skip
+    assert lines == ["caught CUDA: stand-in"]
