@@ -13,7 +13,7 @@ import numpy as np
 
 from . import gpu
 from .dispatch import Array, overlap
-from .errors import BackendError, BnnumbaTypeError, BnnumbaValueError
+from .errors import BnnumbaTypeError, BnnumbaValueError
 from .functional import Gradients, Saved
 from .gpu.driver import device
 from .gpu.launch import Call, canonical, copy_array, real_of, widest_of
@@ -64,11 +64,7 @@ class _DeviceSaved(Saved):
 
 
 def _call(library: Any, array: Any) -> Call:
-    found = device(array.device)
-    if array.dtype.name == "bfloat16" and found.traits.capability < (8, 0):
-        msg = "x: bfloat16 needs a GPU of compute capability 8.0 or more"
-        raise BackendError(msg)
-    return Call(found, library.stream(array), library)
+    return Call(device(array.device), library.stream(array), library)
 
 
 def _moments_of(call: Call, stats: Any, count: int) -> Moments:

@@ -24,7 +24,7 @@ static result cuCtxPopCurrent(void **old) { printf("pop\n"); *old = current; cur
 
 static result cuDeviceGetAttribute(int *value, int attribute, int device) {
     switch (attribute) {
-    case 75: *value = 9; return OK;       /* compute capability, major */
+    case 75: *value = getenv("FAKE_OLD") ? 7 : 9; return OK; /* compute capability, major */
     case 76: *value = 0; return OK;
     case 16: *value = 132; return OK;     /* multiprocessors */
     case 97: *value = 232448; return OK;  /* shared memory per block, opt-in */

@@ -141,15 +141,6 @@ def test_a_capsule_of_another_kind_of_device_is_an_error():
         bn.moments(Capsule(normal((2, 3)), kind=10))
 
 
-def test_a_device_that_is_too_old_for_bfloat16_is_an_error(monkeypatch):
-    simulated = driver.device(0)
-    monkeypatch.setattr(
-        simulated, "traits", simulated.traits._replace(capability=(7, 5)), raising=False
-    )
-    with pytest.raises(bn.BackendError, match="bfloat16 needs a GPU of compute capability 8"):
-        bn.batch_norm_training(StandIn(normal((4, 3, 8), BFLOAT16)))
-
-
 def test_a_layer_whose_arrays_are_on_a_gpu_trains_and_counts():
     x, dy, layer = normal((4, 3, 8), loc=2), normal((4, 3, 8), seed=1), bn.BatchNorm(3)
     for name in ("weight", "bias", "running_mean", "running_var"):

@@ -64,17 +64,7 @@ def test_a_launch_gets_its_arguments_on_the_stream_of_x_and_in_the_context_of_it
     addresses = [line.split() for line in lines if line[0].isdigit()]
     launches = [line.split() for line in lines if line.startswith("launch")]
     for (x, y, stats, mean), words in zip(addresses, launches, strict=True):
-        assert words[:9] == [
-            "launch",
-            "grid",
-            "8",
-            "threads",
-            "64",
-            "shared",
-            "1056",
-            "stream",
-            "0x77",
-        ]
+        assert " ".join(words[:9]) == "launch grid 8 threads 64 shared 1056 stream 0x77"
         given = [x, y, "0", "0", stats, mean, "0"]  # no weight, bias, running variance
         extents = ["8", "64", "16", "512", "64", "512", "64"]  # accesses of four elements
         assert words[9:25] == [*given, *extents, "1", "32"]
@@ -111,3 +101,17 @@ def test_an_error_of_the_driver_is_an_error_of_bnnumba(driver):
         integers=0, reals=0,
     )  # fmt: skip
     assert lines == ["caught CUDA: stand-in"]
+
+
+def test_a_device_that_is_too_old_is_an_error(driver, monkeypatch):
+    monkeypatch.setenv("FAKE_OLD", "1")
+    lines = driver(
+        """
+            try:
+                bn.moments(StandIn(np.ones((4, 8, 64), np.float32)))
+            except bn.BackendError as error:
+                print(error)
+        """,
+        integers=0, reals=0,
+    )  # fmt: skip
+    assert lines == ["x: expected a GPU of compute capability 8.0 or more, got (7, 0)"]

@@ -2,8 +2,12 @@
 
 from types import SimpleNamespace
 
-from .jit import Kernel, block, inlined, thread, threads
-from .simd import machine
+from .jit import SIMULATED, Kernel, block, inlined, thread, threads
+
+if SIMULATED:
+    from .simulator import machine
+else:
+    from .memory import machine
 
 __all__ = ["DIMENSIONS", "build", "merged"]
 

@@ -93,8 +93,8 @@ class Device:
             return _check(cuda.cuDeviceGetAttribute(full, self._handle))
 
         capability = get("COMPUTE_CAPABILITY_MAJOR"), get("COMPUTE_CAPABILITY_MINOR")
-        if capability < (7, 0):
-            msg = f"x: expected a GPU of compute capability 7.0 or more, got {capability}"
+        if capability < (8, 0):  # what rounds to bfloat16, and to two float16 at once
+            msg = f"x: expected a GPU of compute capability 8.0 or more, got {capability}"
             raise BackendError(msg)
         self.traits = Traits(
             capability,

@@ -1,6 +1,6 @@
 """The one module that imports numba.cuda: how kernels are compiled, and who a thread is.
 
-Compiled functions take addresses as integers (`bnnumba.gpu.simd` reads and writes there), so that
+Compiled functions take addresses as integers (`bnnumba.gpu.memory` reads and writes there), so that
 a call passes few arguments and needs no array object of Numba's. In Numba's CUDA simulator
 (``NUMBA_ENABLE_CUDASIM=1``) the same functions run as Python.
 """

@@ -16,9 +16,14 @@ else the device does and in whatever order blocks start.
 from types import SimpleNamespace
 
 from . import backward, moments, normalize, walk
-from .jit import Kernel, block, inlined, sync, thread, threads
+from .jit import SIMULATED, Kernel, block, inlined, sync, thread, threads
 from .moments import mean_of
-from .simd import atomic_add, machine
+from .simd import atomic_add
+
+if SIMULATED:
+    from .simulator import machine
+else:
+    from .memory import machine
 
 __all__ = ["build"]
 

@@ -1,7 +1,7 @@
 """What kernels are made of, in Python, for the arrays of Numba's CUDA simulator.
 
-The twin of `bnnumba.gpu.jit` and `bnnumba.gpu.simd`: vectors are small NumPy arrays, addresses
-those of host memory. Every access is checked to lie in memory that was registered, and every
+The twin of `bnnumba.gpu.jit`, `simd` and `memory`: vectors are small NumPy arrays, addresses those
+of host memory. Every access is checked to lie in memory that was registered, and every
 barrier to be met by all threads of a block. Blocks run one after another.
 
 Numba's own simulation of a launch polls its threads, which takes five times as long.
@@ -101,7 +101,7 @@ def _shared(offset, dtype, count):
 
 
 def machine(kind, count, columns, parameter):
-    """Return the typed operations of a kernel, see `bnnumba.gpu.simd.machine`."""
+    """Return the typed operations of a kernel, see `bnnumba.gpu.memory.machine`."""
     stored = _DTYPES[kind]
     real = np.dtype(np.float64 if kind == "float64" else np.float32)
     param = _DTYPES[parameter]
