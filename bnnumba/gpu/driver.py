@@ -113,7 +113,8 @@ class Device:
             name, code = kernel.ptx(self.traits.capability)
             try:
                 code, _ = assemble(code, self.traits.capability)
-            except ImportError:  # the driver assembles PTX that is not newer than itself
+            except (ImportError, RuntimeError):  # no nvJitLink, bindings or library
+                # The driver assembles PTX that is not newer than itself.
                 code = code.encode()
             module = _check(cuda.cuModuleLoadData(code))
             function = _check(cuda.cuModuleGetFunction(module, name.encode()))
