@@ -28,7 +28,7 @@ FIELDS = (
     *("x", "dy", "y"),  # addresses of data
     *("n", "c", "s"),  # a view x[r, c] has n = r and s = 1
     *("x_n", "x_c", "dy_n", "dy_c", "y_n", "y_c"),
-    *("block", "streaming", "staged"),  # written by `choose`
+    *("block", "streaming"),  # written by `choose`
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
     # addresses of (slabs, PARTIAL_ROWS, c), (4, c + REPEATED) of the arithmetic's precision, on a
     # cache line, (3, c) and (2, c)
@@ -155,17 +155,12 @@ def _data_entries(kind, size, precision, rank):
     def scratch(job, work):
         return _dense(types.float64, _address(work), (job.block * moments.WORKSPACE,))
 
-    @_inlined
-    def stage(job, work):
-        after = _address(work) + 8 * job.block * moments.WORKSPACE
-        return _dense(kind, after, (job.staged,))
-
     def choose(begin, end, pointer, work):
         # `begin` is the number of inputs of a fused step, 0 for others; `end` that of threads.
         job = _job_at(pointer)
         x = data(job, job.x, job.x_n, job.x_c)
         job.block = _fused_block(x, begin, end) if begin else _split_block(x, job.slabs, end)
-        job.streaming, job.staged = _streaming(x)
+        job.streaming = _streaming(x)
 
     def forward(begin, end, pointer, work):
         job = _job_at(pointer)
@@ -173,7 +168,7 @@ def _data_entries(kind, size, precision, rank):
             begin, end, data(job, job.x, job.x_n, job.x_c), job.block, _plan_of(job),
             _optional(job, job.weight), _optional(job, job.bias), job.eps,
             scratch(job, work), _partial(job), coefficients(job, 3), _rows(job, job.stats, 3),
-            data(job, job.y, job.y_n, job.y_c), job.streaming != 0, stage(job, work),
+            data(job, job.y, job.y_n, job.y_c), job.streaming != 0,
         )  # fmt: skip
 
     def collect(begin, end, pointer, work):
@@ -188,7 +183,6 @@ def _data_entries(kind, size, precision, rank):
         ranges.normalize_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), job.block, _plan_of(job),
             coefficients(job, 3), data(job, job.y, job.y_n, job.y_c), job.streaming != 0,
-            stage(job, work),
         )  # fmt: skip
 
     def backward(begin, end, pointer, work):
@@ -198,7 +192,7 @@ def _data_entries(kind, size, precision, rank):
             job.block, _plan_of(job), _optional(job, job.weight), _rows(job, job.stats, 3),
             scratch(job, work), _partial(job), _rows(job, job.sums, 2), coefficients(job, 4),
             data(job, job.y, job.y_n, job.y_c), _row(job, job.dweight), _row(job, job.dbias),
-            job.streaming != 0, stage(job, work),
+            job.streaming != 0,
         )  # fmt: skip
 
     def reduce(begin, end, pointer, work):
@@ -214,7 +208,7 @@ def _data_entries(kind, size, precision, rank):
         ranges.input_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), data(job, job.dy, job.dy_n, job.dy_c),
             job.block, _plan_of(job), coefficients(job, 4), data(job, job.y, job.y_n, job.y_c),
-            job.streaming != 0, stage(job, work),
+            job.streaming != 0,
         )  # fmt: skip
 
     return choose, forward, collect, normalize, backward, reduce, input

@@ -40,9 +40,6 @@ LONG_ROW = 1024
 # overwritten cost a third of the time (25 MB: 2.6 ms against 1.5). Smaller ones fit in the
 # last-level cache of a server, besides the input (6.4 MB: 0.42 ms past the cache against 0.18).
 STREAM_BYTES = 16 * 1024 * 1024
-# Shorter rows of the ncs view are streamed through a stage of this many elements.
-STAGED_ROW_BYTES = 2048
-STAGE = 8192
 
 
 def _plan(x):
@@ -80,11 +77,8 @@ def _split_block(x, slabs, workers):
 
 
 def _streaming(out):
-    """Return whether to stream an output, and the size of the stage to do it through, or 0."""
-    if out.size * out.itemsize < STREAM_BYTES:
-        return False, 0
-    short = out.ndim == 3 and out.shape[2] * out.itemsize < STAGED_ROW_BYTES
-    return True, STAGE if short else 0
+    """Return whether to write an output past the caches."""
+    return out.size * out.itemsize >= STREAM_BYTES
 
 
 class _Extents(NamedTuple):
@@ -98,7 +92,7 @@ class _Extents(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _choose(shape, itemsize, inputs, workers):
-    """Return the block of a step, its plan, whether to stream and the size of the stage.
+    """Return the block of a step, its plan, and whether to stream.
 
     `inputs` is their number in a fused step, and 0 for a split one. This is kept for each shape:
     to make the choice takes longer than to work on a small array.
@@ -106,7 +100,7 @@ def _choose(shape, itemsize, inputs, workers):
     x = _Extents(shape, len(shape), math.prod(shape), itemsize)
     plan = _plan(x)
     block = _fused_block(x, inputs, workers) if inputs else _split_block(x, plan[0], workers)
-    return block, plan, *_streaming(x)
+    return block, plan, _streaming(x)
 
 
 def _choice(x, inputs):
@@ -118,11 +112,9 @@ def _choice(x, inputs):
 def forward(x, weight, bias, eps, y):
     """Write the normalized `x` to `y` and return the stats of the batch."""
     stats = np.empty((3, x.shape[1]))
-    large, block, plan, streaming, staged = _choice(x, 1)
+    large, block, plan, streaming = _choice(x, 1)
     if block:
-        threads.run(
-            parallel.forward, large, x, block, plan, weight, bias, eps, stats, y, streaming, staged
-        )
+        threads.run(parallel.forward, large, x, block, plan, weight, bias, eps, stats, y, streaming)
         return stats
     collect_moments(x, eps, stats)
     normalize(x, weight, bias, stats[0], stats[2], y)
@@ -131,25 +123,23 @@ def forward(x, weight, bias, eps, y):
 
 def collect_moments(x, eps, stats):
     """Write mean, m2 and invstd of each channel to `stats`."""
-    large, block, plan, _, _ = _choice(x, 0)
+    large, block, plan, _ = _choice(x, 0)
     threads.run(parallel.collect, large, x, block, plan, eps, stats)
 
 
 def normalize(x, weight, bias, mean, invstd, y):
     """Write (x - mean) * invstd * weight + bias to `y`."""
-    large, block, plan, streaming, staged = _choice(x, 0)
-    threads.run(
-        parallel.normalize, large, x, block, plan, weight, bias, mean, invstd, y, streaming, staged
-    )
+    large, block, plan, streaming = _choice(x, 0)
+    threads.run(parallel.normalize, large, x, block, plan, weight, bias, mean, invstd, y, streaming)
 
 
 def backward(x, dy, weight, stats, dx, dweight, dbias):
     """Write the gradients of a batch that was normalized by its own statistics."""
-    large, block, plan, streaming, staged = _choice(x, 2)
+    large, block, plan, streaming = _choice(x, 2)
     if block:
         threads.run(
             parallel.backward, large, x, dy, block, plan, weight, stats, dx, dweight, dbias,
-            streaming, staged,
+            streaming,
         )  # fmt: skip
         return
     sums = np.empty((2, x.shape[1]))
@@ -160,14 +150,14 @@ def backward(x, dy, weight, stats, dx, dweight, dbias):
 
 def backward_reduce(x, dy, mean, invstd, sums, dweight, dbias):
     """Write sum_dy and sum_dy_xmu to `sums`, and the gradients of the parameters."""
-    large, block, plan, _, _ = _choice(x, 0)
+    large, block, plan, _ = _choice(x, 0)
     threads.run(parallel.reduce, large, x, dy, block, plan, mean, invstd, sums, dweight, dbias)
 
 
 def backward_input(x, dy, weight, mean, invstd, sums, count, dx):
     """Write the gradient of the input, given the sums over `count` values per channel."""
-    large, block, plan, streaming, staged = _choice(x, 0)
+    large, block, plan, streaming = _choice(x, 0)
     threads.run(
         parallel.input_gradient, large, x, dy, block, plan, weight, mean, invstd, sums,
-        float(count), dx, streaming, staged,
+        float(count), dx, streaming,
     )  # fmt: skip

@@ -12,12 +12,12 @@ The sums are float64; dx is a * dy + b * (x - center) + rest with coefficients p
 
 from .jit import inlined, part
 from .moments import WORKSPACE, load_lanes, row_group
-from .normalize import repeat_first, side_by_side, staged_rows, stream_out
+from .normalize import repeat_first, side_by_side, store_live
 from .plan import slab_bounds
 from .simd import (
     BLOCK,
     REPEATED,
-    adjacent,
+    blend,
     fma,
     hsum,
     lanes,
@@ -30,7 +30,6 @@ from .simd import (
     prefetch_distance,
     rounded,
     row_at,
-    select_part,
     splat,
     splat_f64,
     store,
@@ -74,7 +73,8 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
         if i < stop:
             live = stop - i
             g1 = load_f64_part(grad, i, live)
-            a1, q1 = a1 + g1, fma(g1, select_part(load_f64_part(row, i, live) - k, live), q1)
+            d1 = blend(load_f64_part(row, i, live) - k, splat_f64(0.0), live)
+            a1, q1 = a1 + g1, fma(g1, d1, q1)
             i = stop
     store(sums, at, (a0 + a1) + (a2 + a3))
     store(sums, at + 8, (q0 + q1) + (q2 + q3))
@@ -193,62 +193,55 @@ def input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs):
     repeat_first(begin, end, coefs)
 
 
-@part
-def input_row(row, grad, begin, end, out, at, center, a, b, rest, streaming):
-    """Write dx for ``row[begin:end]`` of one channel from ``out[at]`` on."""
+@inlined
+def input_rows(row, grad, out, begin, end, c, s, coefs, streaming):
+    """Write dx for ``row[begin:end]``; see `normalize_rows`."""
     step = lanes(row)
-    vc, va, vb, vr = splat(row, center), splat(row, a), splat(row, b), splat(row, rest)
-    i = begin
-    k = at - begin
-    if streaming:
-        head = min(end, begin + unaligned(out, at))
-        while i < head:
-            part = min(head - i, step)
-            v = fma(load_part(row, i, part) - vc, vb, vr)
-            store_part(out, k + i, part, fma(load_part(grad, i, part), va, v))
-            i += part
-        while i + step <= end:
-            stream(out, k + i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
-            i += step
-    if i + step <= end:
-        # The last vector overlaps the one before; it is read first, as out may be dy itself.
-        v = fma(load(row, end - step) - vc, vb, vr)
-        tail = fma(load(grad, end - step), va, v)
-        while i + step < end:
-            store(out, k + i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
-            i += step
-        store(out, k + end - step, tail)
-    elif i < end:
-        part = end - i
-        v = fma(load_part(row, i, part) - vc, vb, vr)
-        store_part(out, k + i, part, fma(load_part(grad, i, part), va, v))
+    i, edge = begin, s
+    aligned = min(end, begin + unaligned(out, begin)) if streaming else begin
+    vc, va = splat(row, coefs[0, c]), splat(row, coefs[1, c])
+    vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
+    while i < end:
+        if i == edge:
+            c, edge = c + 1, edge + s
+            vc, va = splat(row, coefs[0, c]), splat(row, coefs[1, c])
+            vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
+        if i >= aligned:
+            last = min(edge, end)
+            if streaming:
+                while i + step <= last:
+                    stream(out, i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
+                    i += step
+            while i + step <= last:
+                store(out, i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
+                i += step
+            if i == last:
+                continue
+        live = min(step, (end if i >= aligned else aligned) - i)
+        x = load(row, i) if live == step else load_part(row, i, live)
+        dy = load(grad, i) if live == step else load_part(grad, i, live)
+        v = fma(dy, va, fma(x - vc, vb, vr))
+        while edge < i + live:
+            c += 1
+            vc, va = splat(row, coefs[0, c]), splat(row, coefs[1, c])
+            vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
+            v = blend(v, fma(dy, va, fma(x - vc, vb, vr)), edge - i)
+            edge += s
+        store_live(out, i, live, v, streaming)
+        i += live
 
 
 @part
-def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, stage):
-    """Write dx for one slab of x[n, c, s] and a range of channels; see `normalize_slab_ncs`."""
-    n, channels, s = x.shape
+def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming):
+    """Write dx for one slab of x[n, c, s] and a range of channels."""
+    n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
-    group = staged_rows(
-        stage, s, adjacent(row_at(dx, (0, 0)), row_at(dx, (0, min(1, channels - 1))), s)
-    )
-    staged = row_at(stage, (0,))
+    together = side_by_side(x) and side_by_side(dy) and side_by_side(dx)
+    run = max(1, end - begin) if together and s1 - s0 == s else 1
     for i in range(n0, n1):
-        for c in range(begin, end, group):
-            if stage.size == 0:
-                center, a, b, rest = coefs[0, c], coefs[1, c], coefs[2, c], coefs[3, c]
-                row, grad, out = row_at(x, (i, c)), row_at(dy, (i, c)), row_at(dx, (i, c))
-                input_row(row, grad, s0, s1, out, s0, center, a, b, rest, streaming)
-                continue
-            last = min(end, c + group)
-            for j in range(s0, s1, stage.size):
-                k = min(s1, j + stage.size)
-                for d in range(c, last):
-                    at = (d - c) * (k - j)
-                    center, a, b, rest = coefs[0, d], coefs[1, d], coefs[2, d], coefs[3, d]
-                    row, grad = row_at(x, (i, d)), row_at(dy, (i, d))
-                    input_row(row, grad, j, k, staged, at, center, a, b, rest, False)
-                stream_out(staged, (last - c) * (k - j), row_at(dx, (i, c)), j)
+        for c in range(begin, end, run):
+            row, grad, out = row_at(x, (i, c)), row_at(dy, (i, c)), row_at(dx, (i, c))
+            input_rows(row, grad, out, s0, s1 + (run - 1) * s, c, s, coefs, streaming)
 
 
 @inlined

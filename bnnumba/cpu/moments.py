@@ -22,6 +22,7 @@ from .jit import inlined, part
 from .plan import slab_bounds
 from .simd import (
     BLOCK,
+    blend,
     fma,
     hsum,
     load_f64,
@@ -31,7 +32,6 @@ from .simd import (
     prefetch_distance,
     rounded,
     row_at,
-    select_part,
     splat_f64,
     store,
 )
@@ -103,7 +103,7 @@ def pivot_of(x, c, row0, row1, s0, s1):
             i += 8
         if i < s0 + width:
             live = s0 + width - i
-            total = total + select_part(load_f64_part(row, i, live) - start, live)
+            total = total + blend(load_f64_part(row, i, live) - start, splat_f64(0.0), live)
     return rounded(x, first + hsum(total) / (rows * width))
 
 
@@ -138,7 +138,8 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
             a0, q0 = a0 + d0, fma(d0, d0, q0)
             i += 8
         if i < stop:
-            d1 = select_part(load_f64_part(row, i, stop - i) - k, stop - i)
+            live = stop - i
+            d1 = blend(load_f64_part(row, i, live) - k, splat_f64(0.0), live)
             a1, q1 = a1 + d1, fma(d1, d1, q1)
             i = stop
     store(sums, at, (a0 + a1) + (a2 + a3))

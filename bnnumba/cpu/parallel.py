@@ -44,24 +44,15 @@ def _overload_precision(x):
     return lambda x: dtype
 
 
-@inlined
-def empty_stage(out, staged):
-    """Return scratch that begins on a cache line, or an empty array."""
-    stage = np.empty(staged + 64, out.dtype)
-    first = unaligned(stage, 0)
-    return stage[first : first + staged]
-
-
-def _forward(x, block, plan, weight, bias, eps, stats, y, streaming, staged):
+def _forward(x, block, plan, weight, bias, eps, stats, y, streaming):
     partial = np.empty((plan[0], 3, x.shape[1]))
     coefs = empty_coefficients(x, 3)
     for item in prange((x.shape[1] + block - 1) // block):
         work = np.empty(block * WORKSPACE)
-        stage = empty_stage(y, staged)
         first = np.int64(item)
         forward_range(
             first, first + 1, x, block, plan, weight, bias, eps, work, partial, coefs, stats, y,
-            streaming, stage,
+            streaming,
         )  # fmt: skip
 
 
@@ -76,27 +67,25 @@ def _collect(x, block, plan, eps, stats):
     merge_range(0, channels, x.shape[0], s, plan, partial, eps, stats)
 
 
-def _normalize(x, block, plan, weight, bias, mean, invstd, y, streaming, staged):
+def _normalize(x, block, plan, weight, bias, mean, invstd, y, streaming):
     channels = x.shape[1]
     coefs = empty_coefficients(x, 3)
     coefficients_range(0, channels, mean, invstd, weight, bias, coefs)
     for item in prange(plan[0] * ((channels + block - 1) // block)):
-        stage = empty_stage(y, staged)
         first = np.int64(item)
-        normalize_range(first, first + 1, x, block, plan, coefs, y, streaming, stage)
+        normalize_range(first, first + 1, x, block, plan, coefs, y, streaming)
 
 
-def _backward(x, dy, block, plan, weight, stats, dx, dweight, dbias, streaming, staged):
+def _backward(x, dy, block, plan, weight, stats, dx, dweight, dbias, streaming):
     partial = np.empty((plan[0], 2, x.shape[1]))
     sums = np.empty((2, x.shape[1]))
     coefs = empty_coefficients(x, 4)
     for item in prange((x.shape[1] + block - 1) // block):
         work = np.empty(block * WORKSPACE)
-        stage = empty_stage(dx, staged)
         first = np.int64(item)
         backward_range(
             first, first + 1, x, dy, block, plan, weight, stats, work, partial, sums, coefs,
-            dx, dweight, dbias, streaming, stage,
+            dx, dweight, dbias, streaming,
         )  # fmt: skip
 
 
@@ -110,14 +99,13 @@ def _reduce(x, dy, block, plan, mean, invstd, sums, dweight, dbias):
     sums_range(0, channels, plan, partial, invstd, sums, dweight, dbias)
 
 
-def _input(x, dy, block, plan, weight, mean, invstd, sums, count, dx, streaming, staged):
+def _input(x, dy, block, plan, weight, mean, invstd, sums, count, dx, streaming):
     channels = x.shape[1]
     coefs = empty_coefficients(x, 4)
     input_coefficients_range(0, channels, count, mean, invstd, sums, weight, coefs)
     for item in prange(plan[0] * ((channels + block - 1) // block)):
-        stage = empty_stage(dx, staged)
         first = np.int64(item)
-        input_range(first, first + 1, x, dy, block, plan, coefs, dx, streaming, stage)
+        input_range(first, first + 1, x, dy, block, plan, coefs, dx, streaming)
 
 
 forward = Driver(_forward, {"stats", "y"})

@@ -26,7 +26,7 @@ from .normalize import (
 
 @kernel
 def forward_range(
-    begin, end, x, block, plan, weight, bias, eps, work, partial, coefs, stats, y, streaming, stage
+    begin, end, x, block, plan, weight, bias, eps, work, partial, coefs, stats, y, streaming
 ):
     """Normalize blocks of channels by their own statistics; stats are mean, m2, invstd."""
     channels = x.shape[1]
@@ -46,7 +46,7 @@ def forward_range(
         normalize_coefficients(c0, c1, stats[0], stats[2], weight, bias, coefs)
         for slab in range(plan[0] - 1, -1, -1):
             if x.ndim == 3:
-                normalize_slab_ncs(x, slab, c0, c1, plan, coefs, y, streaming, stage)
+                normalize_slab_ncs(x, slab, c0, c1, plan, coefs, y, streaming)
             else:
                 normalize_slab_rc(x, slab, c0, c1, plan, coefs, y, streaming)
 
@@ -75,7 +75,7 @@ def merge_range(begin, end, n, s, plan, partial, eps, stats):
 
 
 @kernel
-def normalize_range(begin, end, x, block, plan, coefs, y, streaming, stage):
+def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
     """Normalize slabs and blocks of channels by given coefficients."""
     channels = x.shape[1]
     blocks = (channels + block - 1) // block
@@ -84,7 +84,7 @@ def normalize_range(begin, end, x, block, plan, coefs, y, streaming, stage):
         c0 = item % blocks * block
         c1 = min(channels, c0 + block)
         if x.ndim == 3:
-            normalize_slab_ncs(x, slab, c0, c1, plan, coefs, y, streaming, stage)
+            normalize_slab_ncs(x, slab, c0, c1, plan, coefs, y, streaming)
         else:
             normalize_slab_rc(x, slab, c0, c1, plan, coefs, y, streaming)
 
@@ -98,7 +98,7 @@ def coefficients_range(begin, end, mean, invstd, weight, bias, coefs):
 @kernel
 def backward_range(
     begin, end, x, dy, block, plan, weight, stats, work, partial, sums, coefs,
-    dx, dweight, dbias, streaming, stage,
+    dx, dweight, dbias, streaming,
 ):  # fmt: skip
     """Write the three gradients of blocks of channels normalized by their own statistics."""
     channels = x.shape[1]
@@ -117,7 +117,7 @@ def backward_range(
         input_coefficients(c0, c1, count, stats[0], stats[2], sums, weight, coefs)
         for slab in range(plan[0] - 1, -1, -1):
             if x.ndim == 3:
-                input_slab_ncs(x, dy, slab, c0, c1, plan, coefs, dx, streaming, stage)
+                input_slab_ncs(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
             else:
                 input_slab_rc(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
 
@@ -146,7 +146,7 @@ def sums_range(begin, end, plan, partial, invstd, sums, dweight, dbias):
 
 
 @kernel
-def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming, stage):
+def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
     """Write dx for slabs and blocks of channels by given coefficients."""
     channels = x.shape[1]
     blocks = (channels + block - 1) // block
@@ -155,7 +155,7 @@ def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming, stage):
         c0 = item % blocks * block
         c1 = min(channels, c0 + block)
         if x.ndim == 3:
-            input_slab_ncs(x, dy, slab, c0, c1, plan, coefs, dx, streaming, stage)
+            input_slab_ncs(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
         else:
             input_slab_rc(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
 

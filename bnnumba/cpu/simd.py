@@ -29,8 +29,10 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 __all__ = [
     "BLOCK",
+    "REPEATED",
+    "Row",
     "Vector",
-    "adjacent",
+    "blend",
     "f32x16",
     "f64x8",
     "fma",
@@ -44,7 +46,7 @@ __all__ = [
     "prefetch_block",
     "prefetch_distance",
     "rounded",
-    "select_part",
+    "row_at",
     "splat",
     "splat_f64",
     "store",
@@ -300,15 +302,14 @@ def load_f64_part(typingctx, array, index, live):
 
 
 @intrinsic
-def select_part(typingctx, value, live):
-    """Return the first `live` lanes of `value` and zeros."""
+def blend(typingctx, first, second, live):
+    """Return the first `live` lanes of one vector and the rest of another."""
 
     def codegen(context, builder, sig, args):
-        vector, count = args
-        mask = _mask(builder, count, vector.type.count)
-        return builder.select(mask, vector, ir.Constant(vector.type, None))
+        first, second, live = args
+        return builder.select(_mask(builder, live, first.type.count), first, second)
 
-    return value(value, types.int64), codegen
+    return first(first, second, types.int64), codegen
 
 
 @intrinsic
@@ -447,23 +448,6 @@ def unaligned(typingctx, array, index):
         return builder.udiv(missing, _I64(size))
 
     return types.int64(array, types.int64), codegen
-
-
-@intrinsic
-def adjacent(typingctx, first, second, size):
-    """Return whether a row of `size` elements begins where another ends (or where it begins)."""
-
-    def codegen(context, builder, sig, args):
-        first, second, size = args
-        _, itemsize = _storage(sig.args[0])
-        starts = []
-        for kind, row in zip(sig.args, (first, second), strict=False):
-            starts.append(builder.ptrtoint(_data(context, builder, kind, row), _I64))
-        gap = builder.sub(starts[1], starts[0])
-        next_to = builder.icmp_signed("==", gap, builder.mul(size, _I64(itemsize)))
-        return builder.or_(next_to, builder.icmp_signed("==", gap, _I64(0)))
-
-    return types.boolean(first, second, types.int64), codegen
 
 
 @intrinsic

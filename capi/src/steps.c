@@ -125,8 +125,7 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, int fus
     decide(fused, r->threads, &r->j, NULL);
     if (r->j.block)
         r->items = (b->c + r->j.block - 1) / r->j.block * (fused ? 1 : r->j.slabs);
-    /* A stage of any dtype fits, and begins on a cache line as the workspace does. */
-    r->stride = r->j.block * WORKSPACE + r->j.staged;
+    r->stride = r->j.block * WORKSPACE;
     return BNNUMBA_OK;
 }
 
