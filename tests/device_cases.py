@@ -49,7 +49,9 @@ def regime(request, monkeypatch):
         request.param
     ]
     traits = real.traits._replace(l2=l2)
-    if shared is not None:
+    if shared is None:
+        traits = traits._replace(multiprocessors=2)  # few channels are enough for all of them
+    else:
         traits = traits._replace(shared=shared)
     monkeypatch.setattr(real, "traits", traits, raising=False)
     if SIMULATED:
@@ -110,9 +112,11 @@ def check(x, weight=None, bias=None, *, axis=1, eps=1e-5):
     gradients = bn.batch_norm_backward(grad, saved)
     assert_close(on.back(gradients.x), wanted.x, limit=limit, scale=scale.dx)
     kind = (np.float64 if double else np.float32) if weight is None else weight.dtype
+    # What a sum of random numbers comes to; one may be small by chance.
+    sums = max(scale.sums, saved.count**0.5)
     for got, right in ((gradients.weight, wanted.weight), (gradients.bias, wanted.bias)):
         assert on.back(got).dtype == kind
-        assert_close(on.back(got), right, limit=64, scale=scale.sums)
+        assert_close(on.back(got), right, limit=64, scale=sums)
     return y, saved, gradients
 
 

@@ -214,6 +214,8 @@ def device_of(address):
     if SIMULATED:
         return 0
     device(0)  # the driver must have been started
+    if not address:  # empty arrays have no memory
+        return int(numba_cuda.get_current_device().id)
     name = cuda.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     return int(_check(cuda.cuPointerGetAttribute(name, address)))
 
