@@ -54,6 +54,18 @@ def test_a_broadcast_view_is_an_ordinary_input(axis, dtype):
     check(x, dy, x.copy(), dy.copy())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_one_row_or_one_value_may_be_repeated_by_strides_alone(channels, axis):
+    # Rows at one address are not rows that follow on each other.
+    x = np.broadcast_to(normal((1, channels)), (7, channels))
+    mean, var = np.linspace(-1, 1, x.shape[axis]), np.linspace(1, 2, x.shape[axis])
+    y = bn.batch_norm_inference(x, mean, var, axis=axis)
+    assert_close(y, reference.batch_norm_inference(x, mean, var, axis=axis))
+    y = bn.batch_norm_training(x, axis=axis)[0]
+    assert_close(y, reference.batch_norm_training(x, axis=axis).y)
+
+
 WRITEABLE = [name for name in LAYOUTS if name != "read_only"]
 
 
