@@ -39,8 +39,16 @@ examples: $(VENV)/.demo.stamp ## run the other examples, on small inputs
 	$(BIN)/python docs/examples/streaming_scaler.py --megabytes 64
 
 .PHONY: test
-test: $(VENV)/.test.stamp ## run all tests but the largest (TEST_ARGS="-k moments")
+test: $(VENV)/.test.stamp ## run all tests but the largest (TEST_ARGS="-k moments": some)
 	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(if $(TEST_ARGS),,$(MAKE) gpu-test VENV=$(VENV)-gpu)
+
+# The tests that need numba-cuda and its compilers, 200 MB that nothing else needs: they have an
+# environment of their own.
+.PHONY: gpu-test
+gpu-test: $(VENV)/.test.stamp $(VENV)/.cu13.stamp ## compile the CUDA kernels and test what drives them
+	$(BIN)/python -m pytest tests/test_gpu_compile.py tests/test_gpu_driver.py \
+	    tests/test_gpu_dispatch.py $(TEST_ARGS)
 
 .PHONY: test-large
 test-large: $(VENV)/.test.stamp ## run the tests that need tens of gigabytes
@@ -58,10 +66,6 @@ lint: $(VENV)/.lint.stamp ## check style, types and the direction of imports
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-.PHONY: gpu-test
-gpu-test: $(VENV)/.test.stamp $(VENV)/.cu13.stamp ## test what CUDA kernels show without a GPU (200 MB)
-	$(BIN)/python -m pytest tests/test_gpu_*.py $(TEST_ARGS)
 
 .PHONY: gpu-check
 gpu-check: ## test and time CUDA kernels on a GPU, with what PYTHON has
@@ -103,7 +107,7 @@ wheel: capi ## build a wheel into dist/, with the C libraries
 
 .PHONY: clean
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) build dist docs/_build docs/api/generated demo.png *.egg-info
+	rm -rf $(VENV) $(VENV)-gpu build dist docs/_build docs/api/generated demo.png *.egg-info
 	rm -rf capi/build .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
