@@ -10,7 +10,7 @@ The sums are float64; dx is a * dy + b * (x - center) + rest with coefficients p
 `center` is the mean rounded to the precision of the arithmetic, as in `normalize`.
 """
 
-from .jit import inlined, part
+from .jit import by_rank, inlined
 from .moments import WORKSPACE, load_lanes, row_group
 from .normalize import repeat_first, side_by_side, store_live
 from .plan import slab_bounds
@@ -80,7 +80,6 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
     store(sums, at + 8, (q0 + q1) + (q2 + q3))
 
 
-@part
 def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
     """Write the two sums over one slab of x[n, c, s] for a range of channels."""
     n, channels, s = x.shape
@@ -107,7 +106,6 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
         sum_dy_xmu[c] = hsum(load_f64(work, at + 8))
 
 
-@part
 def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
     """Write the two sums over one slab of x[r, c] for a range of channels."""
     r = x.shape[0]
@@ -155,6 +153,9 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
     for c in range(begin, end):
         sum_dy[c] = work[c - begin]
         sum_dy_xmu[c] = work[width + c - begin]
+
+
+reduce_slab = by_rank(reduce_slab_ncs, reduce_slab_rc)
 
 
 @inlined
@@ -231,7 +232,6 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming):
         i += live
 
 
-@part
 def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming):
     """Write dx for one slab of x[n, c, s] and a range of channels."""
     n, _, s = x.shape
@@ -278,7 +278,6 @@ def input_run(row, grad, out, begin, size, coefs, streaming):
         store_part(out, i, part, fma(load_part(grad, i, part), load(factors, c), v))
 
 
-@part
 def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming):
     """Write dx for one slab of x[r, c] and a range of channels."""
     rows, channels = x.shape
@@ -288,3 +287,6 @@ def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming):
     for i in range(n0, n1, run):
         row, grad, out = row_at(x, (i,)), row_at(dy, (i,)), row_at(dx, (i,))
         input_run(row, grad, out, begin, run * (end - begin), coefs, streaming)
+
+
+input_slab = by_rank(input_slab_ncs, input_slab_rc)

@@ -10,6 +10,7 @@ import warnings
 import numba
 from numba import config
 from numba.core.errors import NumbaPerformanceWarning
+from numba.extending import overload
 
 # nogil: other Python threads run while a kernel works.
 # error_model="numpy": a division by zero gives inf or nan as in NumPy, and no branch raises.
@@ -71,14 +72,24 @@ def inlined(function):
     return numba.njit(inline="always", **_OPTIONS)(function)
 
 
-def part(function):
-    """Compile a part that several range kernels share, and that only they call."""
-    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def by_rank(ncs, rc):
+    """Return one function of a view x and more: `ncs` for x[n, c, s], `rc` for x[r, c]."""
+
+    def step(x, *arguments):
+        return (ncs if x.ndim == 3 else rc)(x, *arguments)
+
+    @overload(step, strict=False, jit_options=_OPTIONS)
+    def _overload_step(x, *arguments):
+        return ncs if x.ndim == 3 else rc
+
+    return step
 
 
 def kernel(function):
     """Compile a range kernel: serial, without the GIL, without allocating."""
-    return _compile(function)
+    dispatcher = _compile(function)
+    dispatcher.inlined = inlined(function)
+    return dispatcher
 
 
 class Strided:
@@ -143,8 +154,20 @@ class Driver:
     def __init__(self, function, outputs):
         warnings.filterwarnings("ignore", category=NumbaPerformanceWarning, module="numba")
         # The two must differ in name, by which Numba's cache tells functions apart.
-        name = f"{function.__name__}_parallel"
-        twin = types.FunctionType(function.__code__, function.__globals__, name)
-        twin.__qualname__ = name
-        self.parallel = Strided(twin, outputs, parallel=True)
-        self.serial = Strided(function, outputs)
+        self.parallel = Strided(_twin(function, "_parallel", {}), outputs, parallel=True)
+        # Numba compiles a parallel function twice, as a whole and its loop by itself, so that
+        # it calls the range kernels; they are compiled into a serial one in less time.
+        inlined_kernels = {
+            name: value.inlined
+            for name, value in function.__globals__.items()
+            if hasattr(value, "inlined")
+        }
+        self.serial = Strided(_twin(function, "_serial", inlined_kernels), outputs)
+
+
+def _twin(function, suffix, replaced):
+    """Return a function of the same code that has another name and other globals."""
+    name = function.__name__ + suffix
+    twin = types.FunctionType(function.__code__, {**function.__globals__, **replaced}, name)
+    twin.__qualname__ = name
+    return twin

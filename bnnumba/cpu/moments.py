@@ -18,7 +18,7 @@ A constant chunk has pivot = its value exactly (the pivot is a first value plus 
 from it), hence d = 0 and m2 = 0 exactly.
 """
 
-from .jit import inlined, part
+from .jit import by_rank, inlined
 from .plan import slab_bounds
 from .simd import (
     BLOCK,
@@ -146,7 +146,6 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
     store(sums, at + 8, (q0 + q1) + (q2 + q3))
 
 
-@part
 def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
     """Write the moments of one slab of x[n, c, s], the mean relative to `origin`."""
     n, channels, s = x.shape
@@ -199,7 +198,6 @@ def row_group(x, width):
     return max(4, 4 + prefetch_distance(x) // 2 // width)
 
 
-@part
 def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     """Write the moments of one slab of x[r, c], the mean relative to `origin`.
 
@@ -265,3 +263,6 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
             pivot = work[2 * width + at] - origin[c]
             finish_chunk(mean, m2, c, count, pivot, work[at], work[width + at], size)
         count += size
+
+
+collect_slab = by_rank(collect_slab_ncs, collect_slab_rc)

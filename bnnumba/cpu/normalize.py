@@ -8,7 +8,7 @@ rounding left over, so that an offset of any size costs no digits of y:
 
 import math
 
-from .jit import inlined, part
+from .jit import by_rank, inlined
 from .plan import slab_bounds
 from .simd import (
     REPEATED,
@@ -129,7 +129,6 @@ def normalize_rows(row, out, begin, end, c, s, coefs, streaming):
         i += live
 
 
-@part
 def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, streaming):
     """Normalize one slab of x[n, c, s] for a range of channels."""
     n, _, s = x.shape
@@ -184,7 +183,6 @@ def normalize_run(row, out, begin, size, coefs, streaming):
         store_part(out, i, end - i, fma(v, load(scales, c), load(shifts, c)))
 
 
-@part
 def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, streaming):
     """Normalize one slab of x[r, c] for a range of channels."""
     rows, channels = x.shape
@@ -194,3 +192,6 @@ def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, streaming):
     for i in range(n0, n1, run):
         row, out = row_at(x, (i,)), row_at(y, (i,))
         normalize_run(row, out, begin, run * (end - begin), coefs, streaming)
+
+
+normalize_slab = by_rank(normalize_slab_ncs, normalize_slab_rc)

@@ -1,25 +1,22 @@
 """The range kernels: each does the work items ``[begin, end)``, serially, without allocating.
 
 An item of a split step is a slab and a block of channels; an item of a fused step is a block of
-channels, whose second sweep finds the block still in the cache. ``x`` is x[n, c, s] or x[r, c]; the
-branch on its rank is resolved when a kernel is compiled.
+channels, whose second sweep finds the block still in the cache. ``x`` is x[n, c, s] or x[r, c];
+what is done with a slab differs by its rank.
 """
 
 from .backward import (
     add_slabs,
     input_coefficients,
-    input_slab_ncs,
-    input_slab_rc,
+    input_slab,
     parameter_gradients,
-    reduce_slab_ncs,
-    reduce_slab_rc,
+    reduce_slab,
 )
 from .jit import kernel
-from .moments import collect_slab_ncs, collect_slab_rc, merge_slabs
+from .moments import collect_slab, merge_slabs
 from .normalize import (
     normalize_coefficients,
-    normalize_slab_ncs,
-    normalize_slab_rc,
+    normalize_slab,
     write_inverse_std,
 )
 
@@ -36,19 +33,13 @@ def forward_range(
         c1 = min(channels, c0 + block)
         for slab in range(plan[0]):
             mean, m2, origin = partial[slab, 0], partial[slab, 1], partial[slab, 2]
-            if x.ndim == 3:
-                collect_slab_ncs(x, slab, c0, c1, plan, work, mean, m2, origin)
-            else:
-                collect_slab_rc(x, slab, c0, c1, plan, work, mean, m2, origin)
-        s = x.shape[2] if x.ndim == 3 else 1
+            collect_slab(x, slab, c0, c1, plan, work, mean, m2, origin)
+        s = count // x.shape[0]
         merge_slabs(c0, c1, x.shape[0], s, plan, partial, stats[0], stats[1])
         write_inverse_std(c0, c1, stats[1], count, eps, stats[2])
         normalize_coefficients(c0, c1, stats[0], stats[2], weight, bias, coefs)
         for slab in range(plan[0] - 1, -1, -1):
-            if x.ndim == 3:
-                normalize_slab_ncs(x, slab, c0, c1, plan, coefs, y, streaming)
-            else:
-                normalize_slab_rc(x, slab, c0, c1, plan, coefs, y, streaming)
+            normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming)
 
 
 @kernel
@@ -61,10 +52,7 @@ def collect_range(begin, end, x, block, plan, work, partial):
         c0 = item % blocks * block
         c1 = min(channels, c0 + block)
         mean, m2, origin = partial[slab, 0], partial[slab, 1], partial[slab, 2]
-        if x.ndim == 3:
-            collect_slab_ncs(x, slab, c0, c1, plan, work, mean, m2, origin)
-        else:
-            collect_slab_rc(x, slab, c0, c1, plan, work, mean, m2, origin)
+        collect_slab(x, slab, c0, c1, plan, work, mean, m2, origin)
 
 
 @kernel
@@ -83,10 +71,7 @@ def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
         slab = item // blocks
         c0 = item % blocks * block
         c1 = min(channels, c0 + block)
-        if x.ndim == 3:
-            normalize_slab_ncs(x, slab, c0, c1, plan, coefs, y, streaming)
-        else:
-            normalize_slab_rc(x, slab, c0, c1, plan, coefs, y, streaming)
+        normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming)
 
 
 @kernel
@@ -108,18 +93,12 @@ def backward_range(
         c1 = min(channels, c0 + block)
         for slab in range(plan[0]):
             first, second = partial[slab, 0], partial[slab, 1]
-            if x.ndim == 3:
-                reduce_slab_ncs(x, dy, slab, c0, c1, plan, work, stats[0], first, second)
-            else:
-                reduce_slab_rc(x, dy, slab, c0, c1, plan, work, stats[0], first, second)
+            reduce_slab(x, dy, slab, c0, c1, plan, work, stats[0], first, second)
         add_slabs(c0, c1, plan, partial, sums)
         parameter_gradients(c0, c1, stats[2], sums, dweight, dbias)
         input_coefficients(c0, c1, count, stats[0], stats[2], sums, weight, coefs)
         for slab in range(plan[0] - 1, -1, -1):
-            if x.ndim == 3:
-                input_slab_ncs(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
-            else:
-                input_slab_rc(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
+            input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
 
 
 @kernel
@@ -132,10 +111,7 @@ def reduce_range(begin, end, x, dy, block, plan, mean, work, partial):
         c0 = item % blocks * block
         c1 = min(channels, c0 + block)
         first, second = partial[slab, 0], partial[slab, 1]
-        if x.ndim == 3:
-            reduce_slab_ncs(x, dy, slab, c0, c1, plan, work, mean, first, second)
-        else:
-            reduce_slab_rc(x, dy, slab, c0, c1, plan, work, mean, first, second)
+        reduce_slab(x, dy, slab, c0, c1, plan, work, mean, first, second)
 
 
 @kernel
@@ -154,10 +130,7 @@ def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
         slab = item // blocks
         c0 = item % blocks * block
         c1 = min(channels, c0 + block)
-        if x.ndim == 3:
-            input_slab_ncs(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
-        else:
-            input_slab_rc(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
+        input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
 
 
 @kernel
