@@ -228,7 +228,7 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming):
             vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
             v = blend(v, fma(dy, va, fma(x - vc, vb, vr)), edge - i)
             edge += s
-        store_live(out, i, live, v, streaming)
+        store_live(out, i, live, v, streaming and i >= aligned)
         i += live
 
 

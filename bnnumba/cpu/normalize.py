@@ -125,7 +125,7 @@ def normalize_rows(row, out, begin, end, c, s, coefs, streaming):
             vc, vs, vb = splat(row, coefs[0, c]), splat(row, coefs[1, c]), splat(row, coefs[2, c])
             v = blend(v, fma(x - vc, vs, vb), edge - i)
             edge += s
-        store_live(out, i, live, v, streaming)
+        store_live(out, i, live, v, streaming and i >= aligned)
         i += live
 
 

@@ -1,0 +1,76 @@
+"""Outputs written past the caches, which only those of many megabytes are: wherever they begin."""
+
+import numpy as np
+import pytest
+from support import normal, parameters, same_bits
+
+import bnnumba as bn
+from bnnumba import cpu
+
+SHAPES = [
+    (2, 3, 200),  # rows of several vectors, all of them aligned alike, or
+    (2, 3, 197),  # each in another way
+    (2, 5, 49),
+    (3, 17, 7),  # rows shorter than a vector
+    (2, 33, 1),
+    (1, 1, 5),
+    (40, 3),
+    (9, 16),
+    (7, 70),
+]
+# Rows that do not follow on each other, and so are written one at a time.
+GAPS = [(2, 3, 200), (3, 5, 49), (7, 70)]
+GUARD = 40
+
+
+def _outputs(x, gap):
+    """Yield arrays like x at each place relative to a cache line, and their surroundings."""
+    shape = (*x.shape[:-1], x.shape[-1] + gap)
+    size = int(np.prod(shape))
+    for offset in range(64 // x.itemsize):
+        buffer = np.full(size + 2 * GUARD + 64, 7, x.dtype)
+        start = -(buffer.ctypes.data // x.itemsize) % (64 // x.itemsize) + offset
+        inner = buffer[start + GUARD : start + GUARD + size]
+        yield buffer, inner.reshape(shape)[..., : x.shape[-1]]
+
+
+def _steps(x, dy, weight, bias, out):
+    """Yield the results of each step that writes an array like x, written to `out`."""
+    y, saved = bn.batch_norm_training(x, weight, bias, out=out)
+    yield y
+    mean, var = saved.mean, 1 / saved.invstd**2
+    yield bn.batch_norm_inference(x, mean, var, weight, bias, out=out)
+    yield bn.batch_norm_backward(dy, saved, out=out)[0]
+
+
+@pytest.fixture
+def streaming(monkeypatch):
+    def switch(on):
+        monkeypatch.setattr(cpu, "STREAM_BYTES", 0 if on else 1 << 62)
+        cpu._choose.cache_clear()
+
+    yield switch
+    monkeypatch.undo()
+    cpu._choose.cache_clear()
+
+
+@pytest.mark.parametrize("parallel", [False, True], ids=["serial", "parallel"])
+@pytest.mark.parametrize(
+    ("shape", "gap"), [(shape, 0) for shape in SHAPES] + [(shape, 3) for shape in GAPS], ids=str
+)
+def test_streamed_outputs_are_the_same_wherever_they_begin(
+    shape, gap, parallel, dtype, streaming, monkeypatch
+):
+    if parallel:
+        monkeypatch.setattr(cpu, "PARALLEL_SIZE", 0)
+    x, dy = normal(shape, dtype), normal(shape, dtype, seed=1)
+    weight, bias = parameters(shape[1])
+    streaming(False)
+    expected = [step.copy() for step in _steps(x, dy, weight, bias, np.empty_like(x))]
+    streaming(True)
+    for buffer, out in _outputs(x, gap):
+        for got, right in zip(_steps(x, dy, weight, bias, out), expected, strict=True):
+            assert got is out
+            assert same_bits(got, right)
+            out[...] = 7
+            assert np.all(buffer == 7), "written outside the output"
