@@ -195,7 +195,7 @@ def input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs):
 
 
 @inlined
-def input_rows(row, grad, out, begin, end, c, s, coefs, streaming):
+def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, grad_ahead):
     """Write dx for ``row[begin:end]``; see `normalize_rows`."""
     step = lanes(row)
     i, edge = begin, s
@@ -211,6 +211,8 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming):
             last = min(edge, end)
             if streaming:
                 while i + step <= last:
+                    prefetch(row_ahead, i)
+                    prefetch(grad_ahead, i)
                     stream(out, i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
                     i += step
             while i + step <= last:
@@ -232,8 +234,8 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming):
         i += live
 
 
-def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming):
-    """Write dx for one slab of x[n, c, s] and a range of channels."""
+def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead):
+    """Write dx for one slab of x[n, c, s] and a range of channels, fetching those `ahead`."""
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     together = side_by_side(x) and side_by_side(dy) and side_by_side(dx)
@@ -241,7 +243,12 @@ def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming):
     for i in range(n0, n1):
         for c in range(begin, end, run):
             row, grad, out = row_at(x, (i, c)), row_at(dy, (i, c)), row_at(dx, (i, c))
-            input_rows(row, grad, out, s0, s1 + (run - 1) * s, c, s, coefs, streaming)
+            after = (i, min(c + ahead, x.shape[1] - 1))
+            row_ahead, grad_ahead = row_at(x, after), row_at(dy, after)
+            input_rows(
+                row, grad, out, s0, s1 + (run - 1) * s, c, s, coefs, streaming,
+                row_ahead, grad_ahead,
+            )  # fmt: skip
 
 
 @inlined
@@ -278,7 +285,7 @@ def input_run(row, grad, out, begin, size, coefs, streaming):
         store_part(out, i, part, fma(load_part(grad, i, part), load(factors, c), v))
 
 
-def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming):
+def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead):
     """Write dx for one slab of x[r, c] and a range of channels."""
     rows, channels = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)

@@ -39,7 +39,7 @@ def forward_range(
         write_inverse_std(c0, c1, stats[1], count, eps, stats[2])
         normalize_coefficients(c0, c1, stats[0], stats[2], weight, bias, coefs)
         for slab in range(plan[0] - 1, -1, -1):
-            normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming)
+            normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, block)
 
 
 @kernel
@@ -71,7 +71,7 @@ def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
         slab = item // blocks
         c0 = item % blocks * block
         c1 = min(channels, c0 + block)
-        normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming)
+        normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, 0)
 
 
 @kernel
@@ -98,7 +98,7 @@ def backward_range(
         parameter_gradients(c0, c1, stats[2], sums, dweight, dbias)
         input_coefficients(c0, c1, count, stats[0], stats[2], sums, weight, coefs)
         for slab in range(plan[0] - 1, -1, -1):
-            input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
+            input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, block)
 
 
 @kernel
@@ -130,7 +130,7 @@ def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
         slab = item // blocks
         c0 = item % blocks * block
         c1 = min(channels, c0 + block)
-        input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming)
+        input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, 0)
 
 
 @kernel
