@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import importlib.metadata
+import pathlib
 import platform
 import subprocess
 
@@ -34,8 +35,15 @@ def _cpu():
     return {
         "model": named.get("model name", platform.processor()),
         "vectors": vectors,
-        "last_level_cache": named.get("cache size", "unknown"),
+        "last_level_cache": _last_level_cache(),
     }
+
+
+def _last_level_cache():
+    # "cache size" of /proc/cpuinfo is that of the second level on some processors.
+    caches = pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")
+    sizes = {(c / "level").read_text(): (c / "size").read_text().strip() for c in caches}
+    return sizes[max(sizes)] if sizes else "unknown"
 
 
 def _git(*args):
