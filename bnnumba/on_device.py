@@ -23,6 +23,7 @@ from .validation import check_channels, check_out, check_running
 
 __all__ = [
     "backward",
+    "differentiate",
     "fold",
     "inference",
     "moments",
@@ -262,27 +263,40 @@ def backward(dy: Any, saved: Any, out: Array | None) -> Gradients:
     _here(array, grad_output=dy)
     call = _call(library, array)
     dx = _output(library, array, out, grad_output=dy, x=array)
-    scale, stats = saved._scale, saved._stats
-    channels = array.shape[axis]
+    scale, channels = saved._scale, array.shape[axis]
     dtype = real_of(array.dtype.name) if scale is None else scale.dtype
     with call.device:
-        if array.size:
-            dweight, dbias = (call.empty((channels,), dtype, array) for _ in range(2))
-            view, (seen, grad), target = _views(call, axis, dx, array, dy)
-            (scale,) = _alike(call, scale)
-            if saved.training:
-                work = gpu.backward(call, view, seen, grad, target, scale, stats, dweight, dbias)
-            else:
-                work = gpu.backward_reduce(call, view, seen, grad, stats, None, dweight, dbias)
-                # Constant statistics: dx = dy * invstd * weight, whatever stands in x.
-                pair = view._replace(strides=view.strides[2:])
-                gpu.normalize(call, pair, grad, target, scale, None, stats, centered=False)
-            saved._work = work
-            if target is not dx:
-                _copy(call, "out", target, dx)
-        else:
-            dweight, dbias = (call.zeros((channels,), dtype, array) for _ in range(2))
+        dweight, dbias = (call.empty((channels,), dtype, array) for _ in range(2))
+        saved._work = differentiate(
+            call, array, dy, axis, scale, saved._stats, saved.training, dx, dweight, dbias
+        )
     return Gradients(dx.owner if out is None else out, dweight.owner, dbias.owner)
+
+
+def differentiate(
+    call: Call, array: Any, dy: Any, axis: int, scale: Any, stats: Any, training: bool, dx: Any,
+    dweight: Any, dbias: Any,
+) -> Any:  # fmt: skip
+    """Write gradients, that of the input unless `dx` is None; return what must outlive this."""
+    if not array.size:
+        for empty in (dweight, dbias):
+            call.clear(empty)
+        return None
+    (scale,) = _alike(call, scale)
+    if dx is None:
+        view, (seen, grad), _ = _views(call, axis, None, array, dy)
+        return gpu.backward_reduce(call, view, seen, grad, stats, None, dweight, dbias)
+    view, (seen, grad), target = _views(call, axis, dx, array, dy)
+    if training:
+        work = gpu.backward(call, view, seen, grad, target, scale, stats, dweight, dbias)
+    else:
+        work = gpu.backward_reduce(call, view, seen, grad, stats, None, dweight, dbias)
+        # Constant statistics: dx = dy * invstd * weight, whatever stands in x.
+        pair = view._replace(strides=view.strides[2:])
+        gpu.normalize(call, pair, grad, target, scale, None, stats, centered=False)
+    if target is not dx:
+        _copy(call, "out", target, dx)
+    return work
 
 
 def update_running(

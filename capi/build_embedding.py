@@ -23,7 +23,6 @@ HEADER = Path(__file__).parent / "include" / "bnnumba.h"
 ENTRY_POINTS = """
 int bn_python_start(const char *version, const char *fields, char *cpu_out, int capacity);
 intptr_t bn_python_kernel(const char *name);
-bnnumba_status bn_python_running_update_dl(bnnumba_running *handle, const DLTensor *x, int axis);
 """
 CALLBACKS = "void bn_python_failed(bnnumba_status status, const char *text);"
 

@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -65,7 +66,7 @@ class Check:
         """Run cases of one file through one library."""
         command = [
             *before, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c",
-            os.devnull, "--rootdir", str(TESTS), str(TESTS / file), "-k", chosen,
+            os.devnull, "--rootdir", str(TESTS), "--noconftest", str(TESTS / file), "-k", chosen,
         ]  # fmt: skip
         return self.run(name, command, seconds=seconds, device=device)
 
@@ -95,6 +96,20 @@ def _sanitizer():
     return shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:{home}/bin")
 
 
+def _check_capi(self):
+    """Run the embedded C library on tensors of the GPU, where it can be built."""
+    lacks = [f"no {program}" for program in ("make", "cc") if not shutil.which(program)]
+    lacks += [] if _has("cffi") else ["cffi is not installed"]
+    include = pathlib.Path(sysconfig.get_path("include"), "Python.h")
+    if not sysconfig.get_config_var("Py_ENABLE_SHARED") or not include.exists():
+        lacks.append("this Python cannot be embedded")
+    if lacks:
+        self.skip("C library", ", ".join(lacks))
+        return
+    chosen = "on_a_simulated_gpu" if self.dry else "on_a_gpu and not refused"
+    self.tests("C library", "test_capi.py", None, chosen, seconds=180)
+
+
 def check(self):
     """Run all steps; those of the cases side by side, the benchmark alone."""
     libraries = {"cupy": "cupy", "torch": "torch", "numba": "numba_cuda"}
@@ -118,6 +133,7 @@ def check(self):
         for name, chosen in (("graphs and streams", "not 32_bits"), ("more than 2^31", "32_bits")):
             if not (self.dry and chosen == "not 32_bits"):
                 self.tests(name, "hardware_cases.py", device, chosen, seconds=90)
+    _check_capi(self)
     if sanitizer is None or self.dry:
         self.skip("memcheck, racecheck", "a dry run" if self.dry else "no compute-sanitizer")
     else:

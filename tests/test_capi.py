@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from capi_support import C99, CAPI, HEADER, LIBRARIES, WARNINGS, build, link, needs, run
+from numba import cuda
 
 from bnnumba import config
 from bnnumba.__main__ import main
@@ -28,6 +29,33 @@ def test_conformance(name, program, tmp_path):
     source, binary = CAPI / "tests" / f"{program}.c", tmp_path / program
     run("cc", *C99, "-O1", source, "-o", binary, *link(name), "-lpthread")
     run(binary, env={"BNNUMBA_PYTHON_ENV": sys.prefix})
+
+
+def _on_device(name, device, tmp_path, **env):
+    binary = tmp_path / "device"
+    run("cc", *C99, "-O1", CAPI / "tests" / "device.c", "-o", binary, *link(name), "-ldl")
+    run(binary, device, env={"BNNUMBA_PYTHON_ENV": sys.prefix, **env})
+
+
+@pytest.mark.slow
+@needs("cc")
+def test_tensors_on_a_simulated_gpu(tmp_path):
+    _on_device("bnnumba_embed", "simulator", tmp_path, NUMBA_ENABLE_CUDASIM="1")
+
+
+@pytest.mark.slow
+@needs("cc")
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_tensors_on_a_gpu_that_is_not_there_are_refused(name, tmp_path):
+    if name == "bnnumba_embed" and cuda.is_available():
+        pytest.skip("there is a GPU")
+    _on_device(name, "none", tmp_path)
+
+
+@needs("cc")
+@pytest.mark.skipif(not cuda.is_available(), reason="needs a GPU")
+def test_tensors_on_a_gpu(tmp_path):
+    _on_device("bnnumba_embed", "cuda", tmp_path)
 
 
 @needs("nm")

@@ -17,7 +17,7 @@ pytest.importorskip(
 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
     pytest.skip("the simulator compiles nothing", allow_module_level=True)
 
-from bnnumba.gpu import copy
+from bnnumba.gpu import copy, saved
 from bnnumba.gpu.driver import assemble
 from bnnumba.gpu.jit import MAX_THREADS
 from bnnumba.gpu.launch import kernels_of
@@ -95,3 +95,10 @@ def test_kernels_that_copy_compile():
     for kind, parameter in (("float32", "float64"), ("bfloat16", "float32")):
         for kernel in vars(copy.build(kind, parameter)).values():
             _assembled(kernel, (9, 0))
+
+
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_kernels_of_the_c_abi_compile(real):
+    for kernel in vars(saved.build(real)).values():
+        ptx = _assembled(kernel, (9, 0))
+        assert ("cvt.rn.f32.f64" in ptx) == (real == "float32" and kernel.name == "unpack")

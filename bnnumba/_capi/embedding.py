@@ -1,17 +1,14 @@
 """The Python side of libbnnumba_embed: it hands compiled kernels to C, by address.
 
 C validates, threads and calls the kernels; Python runs when a kernel is needed for the first time,
-and for tensors that C cannot reach. `register` is called by the library's start-up code.
+and for tensors on a GPU. `register` is called by the library's start-up code.
 """
 
 import threading
 import traceback
 from typing import Any
 
-import numpy as np
-
-from .. import __version__, moments
-from ..dispatch import library_of
+from .. import __version__
 from ..errors import BackendError, BnnumbaTypeError, BnnumbaValueError
 
 __all__ = ["register"]
@@ -19,18 +16,17 @@ __all__ = ["register"]
 _ARGUMENT, _DTYPE, _MEMORY, _UNSUPPORTED, _PYTHON = 1, 2, 4, 7, 8
 
 
-class _Tensor:
-    """A DLTensor of the caller, as far as dispatch looks at it."""
-
-    def __init__(self, tensor: Any) -> None:
-        self._tensor = tensor
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self._tensor.device.device_type, self._tensor.device.device_id
-
-    def __dlpack__(self, **_options: Any) -> Any:
-        msg = "a tensor of the C caller can be read on its own device only"
-        raise BufferError(msg)
+def _gpu() -> Any:
+    """Return the entry points for tensors on a GPU, or raise if the backend cannot be loaded."""
+    try:
+        from . import on_device
+    except ImportError as error:
+        msg = (
+            "x: is on a GPU, which needs numba-cuda: pip install bnnumba[cu13], or bnnumba[cu12] "
+            f"for CUDA 12; it could not be imported: {error}"
+        )
+        raise BackendError(msg) from error
+    return on_device
 
 
 def _status(error: BaseException) -> int:
@@ -85,36 +81,30 @@ def register(ffi: Any, lib: Any) -> None:
                 callbacks[key] = entry(key)
         return callbacks[key].address
 
-    def take_moments(tensor, axis):
-        value = _Tensor(tensor)
-        library_of("x", value)
-        return moments(value, axis=axis)
+    def plain(value):
+        """Return an argument of C as a number, parameters as several."""
+        if isinstance(value, (int, float)):
+            return value
+        if ffi.typeof(value) is not params_type:
+            return int(ffi.cast("intptr_t", value))
+        params = _gpu().Params
+        return params(*(plain(getattr(value, name)) for name in params._fields))
 
-    @ffi.def_extern(error=_PYTHON, onerror=failed)
-    def bn_python_moments_dl(x, axis, count_out, mean_out, m2_out):
-        m = take_moments(x, axis)
-        if count_out:
-            count_out[0] = m.count
-        for out, row in ((mean_out, m.mean), (m2_out, m.m2)):
-            ffi.memmove(out, np.ascontiguousarray(row), row.nbytes)
-        return 0
+    def entry_point(function):
+        """Let C call a function of `on_device`."""
 
-    @ffi.def_extern(error=_PYTHON, onerror=failed)
-    def bn_python_running_update_dl(handle, x, axis):
-        m = take_moments(x, axis)
-        mean, m2 = (
-            ffi.from_buffer("double[]", np.ascontiguousarray(row)) for row in (m.mean, m.m2)
-        )
-        return lib.bnnumba_running_add(handle, m.mean.size, m.count, mean, m2)
+        def call(*arguments):
+            getattr(_gpu(), function)(*map(plain, arguments))
+            return 0
 
-    def on_device(x, *_arguments):
-        library_of("x", _Tensor(x))
-        msg = "x: tensors on a GPU are not supported by this function"
-        raise BackendError(msg)
+        ffi.def_extern(f"bn_python_{function}_dl", error=_PYTHON, onerror=failed)(call)
 
-    for name in ("forward", "backward"):
-        for mode in ("training", "inference"):
-            entry_point = ffi.def_extern(
-                f"bn_python_{name}_{mode}_dl", error=_PYTHON, onerror=failed
-            )
-            entry_point(on_device)
+    params_type = ffi.typeof("bnnumba_params *")
+    for function in (
+        "moments",
+        "forward_training",
+        "forward_inference",
+        "backward_training",
+        "backward_inference",
+    ):
+        entry_point(function)

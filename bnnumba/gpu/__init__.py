@@ -11,6 +11,7 @@ contains "numba.cuda", so that `bnnumba.cuda` could not be imported beside it.
 
 from . import backward as _backward
 from . import moments as _moments
+from . import saved as _saved
 from .launch import kernels_of, passes, real_of, sweeps, workspace
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "infer",
     "merge_moments",
     "normalize",
+    "pack_stats",
+    "unpack_stats",
     "update_running",
 ]
 
@@ -207,6 +210,24 @@ def constant_stats(call, mean, var, eps, stats):
         k.constant_stats, -(-channels // _FEW), _FEW, 0, mean.address, var.address, stats.address,
         channels, eps,
     )  # fmt: skip
+
+
+def _convert_stats(call, kernel, source, target, channels):
+    call.launch(
+        kernel, -(-channels // _FEW), _FEW, 0, source.address, target.address, channels
+    )  # fmt: skip
+
+
+def pack_stats(call, stats, rows):
+    """Write stats as the float64 rows mean, m2 and invstd."""
+    k = _saved.build(stats.dtype.name)
+    _convert_stats(call, k.pack, stats, rows, stats.shape[1])
+
+
+def unpack_stats(call, rows, stats):
+    """Write stats from the float64 rows mean, m2 and invstd."""
+    k = _saved.build(stats.dtype.name)
+    _convert_stats(call, k.unpack, rows, stats, stats.shape[1])
 
 
 def update_running(call, channels, stats, running_mean, running_var, momentum, divisor):

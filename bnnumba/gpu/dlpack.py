@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import BnnumbaTypeError
 
-__all__ = ["CUDA", "look"]
+__all__ = ["CUDA", "describe", "look"]
 
 CUDA = 2  # kDLCUDA
 _LEGACY_STREAM = 1
@@ -51,7 +51,12 @@ class _Holder:
 def look(array):
     """Return the array, and address, shape, strides in bytes and dtype of its memory."""
     capsule = array.__dlpack__(stream=_LEGACY_STREAM)
-    tensor = _Tensor.from_address(_pointer(capsule, b"dltensor"))
+    return _Holder(array, capsule), *describe(_pointer(capsule, b"dltensor"))[:4]
+
+
+def describe(pointer):
+    """Return address, shape, strides in bytes, dtype and device of a DLTensor."""
+    tensor = _Tensor.from_address(pointer)
     code, bits = tensor.code, tensor.bits
     if tensor.lanes != 1 or (code, bits) not in {(2, 16), (2, 32), (2, 64), (_BFLOAT, 16)}:
         msg = (
@@ -65,4 +70,4 @@ def look(array):
     if tensor.strides:
         strides = tuple(tensor.strides[i] * dtype.itemsize for i in range(tensor.ndim))
     address = (tensor.data or 0) + tensor.byte_offset
-    return _Holder(array, capsule), address, shape, strides, dtype
+    return address, shape, strides, dtype, tensor.device_id

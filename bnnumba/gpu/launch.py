@@ -45,9 +45,13 @@ class Call(NamedTuple):
     def zeros(self, shape, dtype, like):
         """Return a new array of zeros."""
         array = self.empty(shape, dtype, like)
+        self.clear(array)
+        return array
+
+    def clear(self, array):
+        """Set a contiguous array to zeros."""
         if array.size:
             self.device.clear(array.address, array.size * array.itemsize, self.stream)
-        return array
 
 
 class View(NamedTuple):

@@ -410,7 +410,11 @@ bnnumba_status bnnumba_running_load(const void *buffer, size_t size, bnnumba_run
  * and else copied once.
  *
  * All tensors of a call have the same shape and dtype. Devices: the CPU (also memory that CUDA has
- * pinned); libbnnumba_embed also takes CUDA tensors where the Python package does.
+ * pinned); libbnnumba_embed also takes CUDA tensors where the Python package does. Then all tensors
+ * are on one GPU, and so is what `params`, `saved`, `saved_out`, `dweight_out` and `dbias_out` point
+ * to. Work is put on CUDA's default stream and not waited for; `saved` has the precision of the
+ * kernels, which is float32 for data of 16 and 32 bits. Only moments are numbers on the host, as
+ * everywhere: bnnumba_moments_dl() and bnnumba_running_update_dl() wait for them.
  *
  * The structs are those of DLPack 1.x. If you use dlpack.h, include it before this header.
  * ============================================================================================== */

@@ -37,6 +37,7 @@ static bnnumba_status open_data(const batch *b, const char *name, const void *po
     out->strides = no_strides;
     out->rank = 1;
     out->written = written;
+    out->on_device = NULL;
     return BNNUMBA_OK;
 }
 

@@ -30,6 +30,7 @@ bnnumba_status bn_moments_of(const batch *b, const data *x, int64_t *count_out, 
     bn_add_span(&all, "mean_out", mean_out, 8 * c, 1);
     bn_add_span(&all, "m2_out", m2_out, 8 * c, 1);
     TRY(bn_check_overlap(&all));
+    ON_DEVICE(x, bn_python_moments_dl(x->on_device, x->axis, count_out, mean_out, m2_out));
     if (is_empty(b)) {
         for (int64_t i = 0; i < c; i++)
             mean_out[i] = m2_out[i] = 0.0;
@@ -120,6 +121,7 @@ bnnumba_status bn_forward_training_of(const batch *b, const data *x, const bnnum
     bn_add_params(&all, &p, c, 1);
     bn_add_span(&all, "saved_out", saved_out, 24 * c, 1);
     TRY(bn_check_overlap(&all));
+    ON_DEVICE(x, bn_python_forward_training_dl(x->on_device, x->axis, &p, y->on_device, saved_out));
     if (is_empty(b)) {
         for (int64_t i = 0; saved_out && i < 3 * c; i++)
             saved_out[i] = 0.0;
@@ -149,6 +151,7 @@ bnnumba_status bn_forward_inference_of(const batch *b, const data *x, const bnnu
     bn_add_data(&all, y);
     bn_add_params(&all, &p, c, 0);
     TRY(bn_check_overlap(&all));
+    ON_DEVICE(x, bn_python_forward_inference_dl(x->on_device, x->axis, &p, y->on_device));
     if (is_empty(b))
         return BNNUMBA_OK;
     TRY(bn_reserve(&w, 7 * c));
@@ -178,7 +181,7 @@ static bnnumba_status open_backward(const batch *b, const data *x, const data *d
     bn_add_span(&all, "dweight_out", dweight_out, size * c, 1);
     bn_add_span(&all, "dbias_out", dbias_out, size * c, 1);
     TRY(bn_check_overlap(&all));
-    *done = is_empty(b);
+    *done = is_empty(b) && !x->on_device;
     if (*done && dweight_out)
         memset(dweight_out, 0, (size_t)(size * c));
     if (*done && dbias_out)
@@ -197,6 +200,8 @@ bnnumba_status bn_backward_training_of(const batch *b, const data *x, const data
     TRY(bn_check_params(params, WEIGHT, c, &p));
     TRY(bn_check_pointer("saved", saved, 3 * c, 8, 0));
     TRY(open_backward(b, x, dy, &p, saved, dx, dweight_out, dbias_out, &done));
+    ON_DEVICE(x, bn_python_backward_training_dl(x->on_device, dy->on_device, x->axis, &p, saved,
+                                                dx ? dx->on_device : NULL, dweight_out, dbias_out));
     if (done)
         return BNNUMBA_OK;
     TRY(bn_reserve(&w, 3 * c));
@@ -224,6 +229,9 @@ bnnumba_status bn_backward_inference_of(const batch *b, const data *x, const dat
     double *stats;
     TRY(bn_check_params(params, WEIGHT | RUNNING | EPS | NEEDED, c, &p));
     TRY(open_backward(b, x, dy, &p, NULL, dx, dweight_out, dbias_out, &done));
+    ON_DEVICE(x, bn_python_backward_inference_dl(x->on_device, dy->on_device, x->axis, &p,
+                                                 dx ? dx->on_device : NULL, dweight_out,
+                                                 dbias_out));
     if (done)
         return BNNUMBA_OK;
     TRY(bn_reserve(&w, 9 * c));

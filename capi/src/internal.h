@@ -36,6 +36,25 @@ typedef enum step { CHOOSE, FORWARD, COLLECT, NORMALIZE, BACKWARD, REDUCE, INPUT
 /* Make sure that `id` can be called and return it, or fail. */
 bnnumba_status bn_kernel(kernel_id id, kernel **kernel_out);
 
+/*
+ * Leave a call whose data is on a GPU to Python, once its arguments are checked. `params` are then
+ * those that the function reads. libbnnumba lets no such data in.
+ */
+#ifdef BNNUMBA_EMBED
+#include "python.h"
+#define ON_DEVICE(x, call)         \
+    do {                           \
+        if ((x)->on_device) {      \
+            TRY(bnnumba_init());   \
+            return call;           \
+        }                          \
+    } while (0)
+#else
+#define ON_DEVICE(x, call) \
+    do {                   \
+    } while (0)
+#endif
+
 /* --- views ----------------------------------------------------------------------------------- */
 
 /* How all data of a call is seen: x[n, c, s], or x[n, c] if rc, with contiguous last axes. */
@@ -58,6 +77,9 @@ typedef struct data {
     const int64_t *strides;
     int rank;
     int written;
+    /* What stands on a GPU, as the caller described it, and where its channels are; else NULL. */
+    const DLTensor *on_device;
+    int axis;
 } data;
 
 /* An argument that is no data, or data: bytes that the outputs of a call must not overlap. */

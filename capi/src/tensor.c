@@ -7,16 +7,11 @@
 
 enum { CPU = 1, CUDA = 2, CUDA_HOST = 3, ROCM_HOST = 11, CUDA_MANAGED = 13 };
 
-/* libbnnumba_embed leaves tensors on a GPU to Python, with the arguments as they are. */
+/* Only Python reaches a GPU. */
 #ifdef BNNUMBA_EMBED
-#include "python.h"
-#define ON_DEVICE(x, call)                             \
-    if ((x) && (x)->device.device_type == CUDA) {      \
-        TRY(bnnumba_init());                           \
-        return call;                                   \
-    }
+enum { TAKES_CUDA = 1 };
 #else
-#define ON_DEVICE(x, call)
+enum { TAKES_CUDA = 0 };
 #endif
 
 enum { CODE_FLOAT = 2, CODE_BFLOAT = 4 };
@@ -37,10 +32,11 @@ static bnnumba_status check_tensor(const char *name, const DLTensor *from, tenso
     if (!from)
         return bn_fail(BNNUMBA_ERROR_ARGUMENT, "%s: expected a tensor, got NULL", name);
     int32_t device = (int32_t)from->device.device_type;
-    if (device != CPU && device != CUDA_HOST && device != ROCM_HOST && device != CUDA_MANAGED)
+    if (device != CPU && device != CUDA_HOST && device != ROCM_HOST && device != CUDA_MANAGED &&
+        !(TAKES_CUDA && device == CUDA))
         return bn_fail(BNNUMBA_ERROR_UNSUPPORTED,
-                       "%s: expected a tensor on the CPU, got one on DLPack device type %d", name,
-                       (int)device);
+                       "%s: expected a tensor on the CPU%s, got one on DLPack device type %d", name,
+                       TAKES_CUDA ? " or a CUDA device" : "", (int)device);
     if (from->ndim < 2 || from->ndim > MAX_RANK)
         return bn_fail(BNNUMBA_ERROR_ARGUMENT, "%s: expected 2 to %d dimensions, got %d", name,
                        MAX_RANK, (int)from->ndim);
@@ -213,6 +209,21 @@ static bnnumba_status choose_layout(opened *o)
     return BNNUMBA_OK;
 }
 
+/* Memory is the CPU's wherever CUDA has pinned or mapped it; a GPU's is that of one GPU. */
+static bnnumba_status check_device(const char *name, const DLTensor *one, const char *first_name,
+                                   const DLTensor *first)
+{
+    int type = (int)one->device.device_type, first_type = (int)first->device.device_type;
+    if (type == CUDA ? first_type == CUDA && one->device.device_id == first->device.device_id
+                     : first_type != CUDA)
+        return BNNUMBA_OK;
+    return bn_fail(BNNUMBA_ERROR_ARGUMENT,
+                   "%s: expected a tensor on the device of %s (type %d, id %d), got one on type "
+                   "%d, id %d",
+                   name, first_name, first_type, (int)first->device.device_id, type,
+                   (int)one->device.device_id);
+}
+
 /* Check `count` tensors, the last of which is written if `writes`, and see them alike. */
 static bnnumba_status open_tensors(opened *o, int axis, int count, const DLTensor *const *from,
                                    const char *const *names, int writes)
@@ -230,12 +241,14 @@ static bnnumba_status open_tensors(opened *o, int axis, int count, const DLTenso
             return bn_fail(BNNUMBA_ERROR_ARGUMENT, "%s: expected the shape of %s", names[i],
                            names[0]);
         o->b.dtype = dtype;
+        TRY(check_device(names[i], from[i], names[0], from[0]));
         data *d = &o->views[i];
         d->name = names[i];
         d->origin = d->address = t->address;
         d->strides = t->strides;
         d->rank = t->rank;
         d->written = writes && i == count - 1;
+        d->on_device = (int32_t)from[i]->device.device_type == CUDA ? from[i] : NULL;
         TRY(bounds(t, d));
     }
     const tensor *x = &o->tensors[0];
@@ -244,13 +257,15 @@ static bnnumba_status open_tensors(opened *o, int axis, int count, const DLTenso
                        "axis: expected %d to %d for a tensor of %d dimensions, got %d", -x->rank,
                        x->rank - 1, x->rank, axis);
     o->axis = axis < 0 ? axis + x->rank : axis;
+    for (int i = 0; i < count; i++)
+        o->views[i].axis = o->axis;
     o->b.itemsize = x->itemsize;
     o->b.n = o->b.s = 1, o->b.c = x->shape[o->axis];
     for (int a = 0; a < x->rank; a++)
         if (a != o->axis)
             o->b.n *= x->shape[a];
     TRY(bn_check_extents(&o->b));
-    if (o->b.n == 0 || o->b.c == 0)
+    if (o->b.n == 0 || o->b.c == 0 || o->views[0].on_device)
         return BNNUMBA_OK;
     bnnumba_status status = choose_layout(o);
     if (status != BNNUMBA_OK)
@@ -261,7 +276,6 @@ static bnnumba_status open_tensors(opened *o, int axis, int count, const DLTenso
 bnnumba_status bnnumba_moments_dl(const DLTensor *x, int axis, int64_t *count_out, double *mean_out,
                                  double *m2_out)
 {
-    ON_DEVICE(x, bn_python_moments_dl(x, axis, count_out, mean_out, m2_out));
     opened o;
     TRY(open_tensors(&o, axis, 1, (const DLTensor *[]){x}, (const char *[]){"x"}, 0));
     return finish(&o, bn_moments_of(&o.b, &o.views[0], count_out, mean_out, m2_out));
@@ -270,7 +284,6 @@ bnnumba_status bnnumba_moments_dl(const DLTensor *x, int axis, int64_t *count_ou
 bnnumba_status bnnumba_forward_training_dl(const DLTensor *x, int axis, const bnnumba_params *params,
                                           const DLTensor *y_out, double *saved_out)
 {
-    ON_DEVICE(x, bn_python_forward_training_dl(x, axis, params, y_out, saved_out));
     opened o;
     TRY(open_tensors(&o, axis, 2, (const DLTensor *[]){x, y_out}, (const char *[]){"x", "y_out"},
                      1));
@@ -281,7 +294,6 @@ bnnumba_status bnnumba_forward_training_dl(const DLTensor *x, int axis, const bn
 bnnumba_status bnnumba_forward_inference_dl(const DLTensor *x, int axis,
                                            const bnnumba_params *params, const DLTensor *y_out)
 {
-    ON_DEVICE(x, bn_python_forward_inference_dl(x, axis, params, y_out));
     opened o;
     TRY(open_tensors(&o, axis, 2, (const DLTensor *[]){x, y_out}, (const char *[]){"x", "y_out"},
                      1));
@@ -293,7 +305,6 @@ bnnumba_status bnnumba_backward_training_dl(const DLTensor *x, const DLTensor *d
                                            const DLTensor *dx_out, void *dweight_out,
                                            void *dbias_out)
 {
-    ON_DEVICE(x, bn_python_backward_training_dl(x, dy, axis, params, saved, dx_out, dweight_out, dbias_out));
     opened o;
     TRY(open_tensors(&o, axis, dx_out ? 3 : 2, (const DLTensor *[]){x, dy, dx_out},
                      (const char *[]){"x", "dy", "dx_out"}, dx_out != NULL));
@@ -305,7 +316,6 @@ bnnumba_status bnnumba_backward_inference_dl(const DLTensor *x, const DLTensor *
                                             const bnnumba_params *params, const DLTensor *dx_out,
                                             void *dweight_out, void *dbias_out)
 {
-    ON_DEVICE(x, bn_python_backward_inference_dl(x, dy, axis, params, dx_out, dweight_out, dbias_out));
     opened o;
     TRY(open_tensors(&o, axis, dx_out ? 3 : 2, (const DLTensor *[]){x, dy, dx_out},
                      (const char *[]){"x", "dy", "dx_out"}, dx_out != NULL));
@@ -316,7 +326,6 @@ bnnumba_status bnnumba_backward_inference_dl(const DLTensor *x, const DLTensor *
 
 bnnumba_status bnnumba_running_update_dl(bnnumba_running *handle, const DLTensor *x, int axis)
 {
-    ON_DEVICE(x, bn_python_running_update_dl(handle, x, axis));
     opened o;
     TRY(open_tensors(&o, axis, 1, (const DLTensor *[]){x}, (const char *[]){"x"}, 0));
     return finish(&o, bn_running_update_of(handle, &o.b, &o.views[0]));
