@@ -156,10 +156,14 @@ def _data_entries(kind, size, precision, rank):
         return _dense(types.float64, _address(work), (job.block * moments.WORKSPACE,))
 
     def choose(begin, end, pointer, work):
-        # `begin` is the number of inputs of a fused step, 0 for others; `end` that of threads.
+        # `begin` is the number of inputs of a fused step, or what stands for it (`bnnumba.cpu`);
+        # `end` is the number of threads.
         job = _job_at(pointer)
         x = data(job, job.x, job.x_n, job.x_c)
-        job.block = _fused_block(x, begin, end) if begin else _split_block(x, job.slabs, end)
+        if begin > 0:
+            job.block = _fused_block(x, begin, end)
+        else:
+            job.block = _split_block(x, begin, job.slabs, end)
         job.streaming = _streaming(x)
 
     def forward(begin, end, pointer, work):

@@ -64,10 +64,12 @@ def _fused_block(x, arrays, workers):
     return max(1, block)
 
 
-def _split_block(x, slabs, workers):
+def _split_block(x, inputs, slabs, workers):
     """Return how many channels a step takes at a time that is cut into slabs as well."""
     channels = x.shape[1]
     most = BLOCK_RC if x.ndim == 2 else BLOCK_NCS
+    if inputs == WRITES:
+        most = channels
     blocks = max(-(-channels // most), min(channels, -(-4 * workers // slabs)))
     return -(-channels // blocks)
 
@@ -75,6 +77,11 @@ def _split_block(x, slabs, workers):
 def _streaming(out):
     """Return whether to write an output past the caches."""
     return out.size * out.itemsize >= STREAM_BYTES
+
+
+# What stands for the number of inputs in a step that is split: no sum over a channel is needed
+# before its next step, or there is none at all, and rows of any number of channels are one run.
+SUMS, WRITES = 0, -1
 
 
 class _Extents(NamedTuple):
@@ -90,12 +97,15 @@ class _Extents(NamedTuple):
 def _choose(shape, itemsize, inputs, workers):
     """Return the block of a step, its plan, and whether to stream.
 
-    `inputs` is their number in a fused step, and 0 for a split one. This is kept for each shape:
-    to make the choice takes longer than to work on a small array.
+    `inputs` is their number in a fused step, and else `SUMS` or `WRITES`. This is kept for each
+    shape: to make the choice takes longer than to work on a small array.
     """
     x = _Extents(shape, len(shape), math.prod(shape), itemsize)
     plan = _plan(x)
-    block = _fused_block(x, inputs, workers) if inputs else _split_block(x, plan[0], workers)
+    if inputs > 0:
+        block = _fused_block(x, inputs, workers)
+    else:
+        block = _split_block(x, inputs, plan[0], workers)
     return block, plan, _streaming(x)
 
 
@@ -119,13 +129,13 @@ def forward(x, weight, bias, eps, y):
 
 def collect_moments(x, eps, stats):
     """Write mean, m2 and invstd of each channel to `stats`."""
-    large, block, plan, _ = _choice(x, 0)
+    large, block, plan, _ = _choice(x, SUMS)
     threads.run(parallel.collect, large, x, block, plan, eps, stats)
 
 
 def normalize(x, weight, bias, mean, invstd, y):
     """Write (x - mean) * invstd * weight + bias to `y`."""
-    large, block, plan, streaming = _choice(x, 0)
+    large, block, plan, streaming = _choice(x, WRITES)
     threads.run(parallel.normalize, large, x, block, plan, weight, bias, mean, invstd, y, streaming)
 
 
@@ -146,13 +156,13 @@ def backward(x, dy, weight, stats, dx, dweight, dbias):
 
 def backward_reduce(x, dy, mean, invstd, sums, dweight, dbias):
     """Write sum_dy and sum_dy_xmu to `sums`, and the gradients of the parameters."""
-    large, block, plan, _ = _choice(x, 0)
+    large, block, plan, _ = _choice(x, SUMS)
     threads.run(parallel.reduce, large, x, dy, block, plan, mean, invstd, sums, dweight, dbias)
 
 
 def backward_input(x, dy, weight, mean, invstd, sums, count, dx):
     """Write the gradient of the input, given the sums over `count` values per channel."""
-    large, block, plan, streaming = _choice(x, 0)
+    large, block, plan, streaming = _choice(x, WRITES)
     threads.run(
         parallel.input_gradient, large, x, dy, block, plan, weight, mean, invstd, sums,
         float(count), dx, streaming,

@@ -111,21 +111,24 @@ static bnnumba_status plan(running_step *r, const batch *b, const data *x, const
     return bn_shared(b->rc ? KERNEL_plan_rc : KERNEL_plan_ncs, &r->j);
 }
 
+/* What stands for the number of inputs of a step that is split, as in bnnumba/cpu/__init__.py. */
+enum { SUMS = 0, WRITES = -1 };
+
 /*
- * Choose the block and the threads of a step: `fused` is the number of inputs of one that takes
- * blocks of channels (BLOCK 0 says that it is better not fused), 0 of one that takes slabs as well.
+ * Choose the block and the threads of a step: `inputs` is their number in one that takes blocks of
+ * channels (block 0 says that it is better not fused), SUMS or WRITES in one that takes slabs as well.
  */
-static bnnumba_status choose(running_step *r, const batch *b, step what, int fused)
+static bnnumba_status choose(running_step *r, const batch *b, step what, int inputs)
 {
     kernel *decide;
     int64_t size = b->n * b->c * b->s;
     TRY(bn_kernel(step_kernel(b, CHOOSE), &decide));
     TRY(bn_kernel(step_kernel(b, what), &r->run));
     r->threads = bn_enter(size);
-    decide(fused, r->threads, &r->j, NULL);
+    decide(inputs, r->threads, &r->j, NULL);
     if (r->j.block)
-        r->items = (b->c + r->j.block - 1) / r->j.block * (fused ? 1 : r->j.slabs);
-    r->stride = r->j.block * WORKSPACE;
+        r->items = (b->c + r->j.block - 1) / r->j.block * (inputs > 0 ? 1 : r->j.slabs);
+    r->stride = inputs == WRITES ? 0 : r->j.block * WORKSPACE;
     return BNNUMBA_OK;
 }
 
@@ -166,7 +169,7 @@ bnnumba_status bn_collect(const batch *b, const data *x, double eps, double *sta
 {
     running_step r;
     TRY(plan(&r, b, x, NULL, NULL));
-    TRY(choose(&r, b, COLLECT, 0));
+    TRY(choose(&r, b, COLLECT, SUMS));
     TRY(reserve(&r, partial_size(&r)));
     r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
     r.j.stats = ADDRESS(stats);
@@ -182,7 +185,7 @@ bnnumba_status bn_normalize(const batch *b, const data *x, const double *weight,
 {
     running_step r;
     TRY(plan(&r, b, x, NULL, y));
-    TRY(choose(&r, b, NORMALIZE, 0));
+    TRY(choose(&r, b, NORMALIZE, WRITES));
     TRY(reserve(&r, COEFS(b)));
     r.j.coefs = ADDRESS(bn_take(&r.memory, COEFS(b)));
     r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd);
@@ -222,7 +225,7 @@ static bnnumba_status reduce(const batch *b, const data *x, const data *dy, cons
 {
     running_step r;
     TRY(plan(&r, b, x, dy, NULL));
-    TRY(choose(&r, b, REDUCE, 0));
+    TRY(choose(&r, b, REDUCE, SUMS));
     TRY(reserve(&r, partial_size(&r)));
     r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
     r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd);
@@ -250,7 +253,7 @@ static bnnumba_status input(const batch *b, const data *x, const data *dy, const
 {
     running_step r;
     TRY(plan(&r, b, x, dy, dx));
-    TRY(choose(&r, b, INPUT, 0));
+    TRY(choose(&r, b, INPUT, WRITES));
     TRY(reserve(&r, COEFS(b)));
     r.j.coefs = ADDRESS(bn_take(&r.memory, COEFS(b)));
     r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd), r.j.sums = ADDRESS(sums);

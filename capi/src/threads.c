@@ -77,7 +77,7 @@ void bn_run(kernel *run, job *j, int64_t items, int threads, double *work, int64
     if (threads > 1 && items > 1) {
         if (threads > items)
             threads = (int)items;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads)
         for (int64_t item = 0; item < items; item++)
             run(item, item + 1, j, work + omp_get_thread_num() * stride);
         return;
