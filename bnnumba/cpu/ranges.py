@@ -12,13 +12,22 @@ from .backward import (
     parameter_gradients,
     reduce_slab,
 )
-from .jit import kernel
+from .jit import inlined, kernel
 from .moments import collect_slab, merge_slabs
 from .normalize import (
     normalize_coefficients,
     normalize_slab,
     write_inverse_std,
 )
+
+
+@inlined
+def piece(item, x, block):
+    """Return the slab, the first channel and the end of the channels of an item of a split step."""
+    channels = x.shape[1]
+    blocks = (channels + block - 1) // block
+    c0 = item % blocks * block
+    return item // blocks, c0, min(channels, c0 + block)
 
 
 @kernel
@@ -45,12 +54,8 @@ def forward_range(
 @kernel
 def collect_range(begin, end, x, block, plan, work, partial):
     """Write the moments of each slab and channel to ``partial[slab, :, c]``."""
-    channels = x.shape[1]
-    blocks = (channels + block - 1) // block
     for item in range(begin, end):
-        slab = item // blocks
-        c0 = item % blocks * block
-        c1 = min(channels, c0 + block)
+        slab, c0, c1 = piece(item, x, block)
         mean, m2, origin = partial[slab, 0], partial[slab, 1], partial[slab, 2]
         collect_slab(x, slab, c0, c1, plan, work, mean, m2, origin)
 
@@ -65,12 +70,8 @@ def merge_range(begin, end, n, s, plan, partial, eps, stats):
 @kernel
 def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
     """Normalize slabs and blocks of channels by given coefficients."""
-    channels = x.shape[1]
-    blocks = (channels + block - 1) // block
     for item in range(begin, end):
-        slab = item // blocks
-        c0 = item % blocks * block
-        c1 = min(channels, c0 + block)
+        slab, c0, c1 = piece(item, x, block)
         normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, 0)
 
 
@@ -104,12 +105,8 @@ def backward_range(
 @kernel
 def reduce_range(begin, end, x, dy, block, plan, mean, work, partial):
     """Write sum(dy) and sum(dy * xmu) of each slab and channel to ``partial[slab, :, c]``."""
-    channels = x.shape[1]
-    blocks = (channels + block - 1) // block
     for item in range(begin, end):
-        slab = item // blocks
-        c0 = item % blocks * block
-        c1 = min(channels, c0 + block)
+        slab, c0, c1 = piece(item, x, block)
         first, second = partial[slab, 0], partial[slab, 1]
         reduce_slab(x, dy, slab, c0, c1, plan, work, mean, first, second)
 
@@ -124,12 +121,8 @@ def sums_range(begin, end, plan, partial, invstd, sums, dweight, dbias):
 @kernel
 def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
     """Write dx for slabs and blocks of channels by given coefficients."""
-    channels = x.shape[1]
-    blocks = (channels + block - 1) // block
     for item in range(begin, end):
-        slab = item // blocks
-        c0 = item % blocks * block
-        c1 = min(channels, c0 + block)
+        slab, c0, c1 = piece(item, x, block)
         input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, 0)
 
 
