@@ -202,13 +202,14 @@ def _narrow(builder, array, value):
             return ir.Constant(wide, [constant] * count)
 
         bits = builder.bitcast(value, wide)
-        high = builder.lshr(bits, every(16))
-        odd = builder.and_(high, every(1))
+        odd = builder.and_(builder.lshr(bits, every(16)), every(1))
         rounded = builder.lshr(builder.add(bits, builder.add(odd, every(0x7FFF))), every(16))
-        # Rounding could carry a NaN over into infinity: set its quiet bit instead.
+        # Rounding could carry a NaN over into infinity. That this comes last keeps LLVM from making
+        # the truncation a part of the store, where it forgets that it should go past the caches.
+        stored = ir.VectorType(_I16, count)
         is_nan = builder.fcmp_unordered("uno", value, value)
-        picked = builder.select(is_nan, builder.or_(high, every(0x40)), rounded)
-        return builder.trunc(picked, ir.VectorType(_I16, count))
+        nan = ir.Constant(stored, [0x7FC0] * count)
+        return builder.select(is_nan, nan, builder.trunc(rounded, stored))
     return value
 
 
