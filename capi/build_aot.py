@@ -37,7 +37,7 @@ def write_header(path: Path) -> None:
     """Write what C must know about the kernels, from where Python knows it."""
     from bnnumba import __version__, cpu
     from bnnumba._capi import entries
-    from bnnumba.cpu import moments, simd
+    from bnnumba.cpu import caches, moments, simd
 
     fields = "\n".join(
         f"    {'double' if name in entries.FLOATS else 'int64_t'} {name};"
@@ -45,6 +45,8 @@ def write_header(path: Path) -> None:
     )
     constants = {
         "PARALLEL_SIZE": cpu.PARALLEL_SIZE,
+        "USUAL_L2": caches.USUAL_L2,
+        "AMD_BLOCK": caches.AMD_BLOCK,
         "WORKSPACE": moments.WORKSPACE,
         "PARTIAL_ROWS": entries.PARTIAL_ROWS,
         "REPEATED": simd.REPEATED,

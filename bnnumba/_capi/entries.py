@@ -28,7 +28,8 @@ FIELDS = (
     *("x", "dy", "y"),  # addresses of data
     *("n", "c", "s"),  # a view x[r, c] has n = r and s = 1
     *("x_n", "x_c", "dy_n", "dy_c", "y_n", "y_c"),
-    *("block", "streaming"),  # written by `choose`
+    *("block_bytes", "fetches_ahead"),  # of `bnnumba.cpu.caches`
+    *("block", "ahead", "streaming"),  # written by `choose`
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
     # addresses of (slabs, PARTIAL_ROWS, c), (4, c + REPEATED) of the arithmetic's precision, on a
     # cache line, (3, c) and (2, c)
@@ -161,15 +162,16 @@ def _data_entries(kind, size, precision, rank):
         job = _job_at(pointer)
         x = data(job, job.x, job.x_n, job.x_c)
         if begin > 0:
-            job.block = _fused_block(x, begin, end)
+            job.block = _fused_block(x, begin, end, job.block_bytes)
         else:
             job.block = _split_block(x, begin, job.slabs, end)
+        job.ahead = job.block if job.fetches_ahead else 0
         job.streaming = _streaming(x)
 
     def forward(begin, end, pointer, work):
         job = _job_at(pointer)
         ranges.forward_range(
-            begin, end, data(job, job.x, job.x_n, job.x_c), job.block, _plan_of(job),
+            begin, end, data(job, job.x, job.x_n, job.x_c), job.block, job.ahead, _plan_of(job),
             _optional(job, job.weight), _optional(job, job.bias), job.eps,
             scratch(job, work), _partial(job), coefficients(job, 3), _rows(job, job.stats, 3),
             data(job, job.y, job.y_n, job.y_c), job.streaming != 0,
@@ -193,10 +195,10 @@ def _data_entries(kind, size, precision, rank):
         job = _job_at(pointer)
         ranges.backward_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), data(job, job.dy, job.dy_n, job.dy_c),
-            job.block, _plan_of(job), _optional(job, job.weight), _rows(job, job.stats, 3),
-            scratch(job, work), _partial(job), _rows(job, job.sums, 2), coefficients(job, 4),
-            data(job, job.y, job.y_n, job.y_c), _row(job, job.dweight), _row(job, job.dbias),
-            job.streaming != 0,
+            job.block, job.ahead, _plan_of(job), _optional(job, job.weight),
+            _rows(job, job.stats, 3), scratch(job, work), _partial(job), _rows(job, job.sums, 2),
+            coefficients(job, 4), data(job, job.y, job.y_n, job.y_c), _row(job, job.dweight),
+            _row(job, job.dbias), job.streaming != 0,
         )  # fmt: skip
 
     def reduce(begin, end, pointer, work):

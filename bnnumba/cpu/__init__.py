@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import parallel, threads
+from . import caches, parallel, threads
 from .parallel import constant_stats, update_running
 from .plan import plan_ncs, plan_rc
 
@@ -28,10 +28,6 @@ __all__ = [
 
 # Below this many elements, starting the threads costs more than they save.
 PARALLEL_SIZE = 262144
-# A block of channels, and all that a fused step sweeps twice, should stay in a core's share of the
-# caches: on L2 caches of 1 MiB, half of one took 4 to 20 % longer than this, which the last level
-# shares.
-BLOCK_BYTES = 2 * 1024 * 1024
 # Channels per block at most: their accumulators must stay close, in the ncs view as three vectors
 # of eight each, in the rc view as three numbers.
 BLOCK_NCS, BLOCK_RC = 64, 2048
@@ -45,7 +41,7 @@ def _plan(x):
     return plan_ncs(x.shape[0], x.shape[2]) if x.ndim == 3 else plan_rc(x.shape[0])
 
 
-def _fused_block(x, arrays, workers):
+def _fused_block(x, arrays, workers, block_bytes):
     """Return how many channels a fused step takes at a time, or 0 if it is better not fused.
 
     In the rc view neighbouring channels share cache lines, and a block narrow enough to stay in the
@@ -60,7 +56,7 @@ def _fused_block(x, arrays, workers):
     if workers > 1 and channels < 2 * workers:
         return 0
     channel_bytes = x.size // channels * x.itemsize * arrays
-    block = min(BLOCK_BYTES // channel_bytes, BLOCK_NCS, channels // (4 * workers))
+    block = min(block_bytes // channel_bytes, BLOCK_NCS, channels // (4 * workers))
     return max(1, block)
 
 
@@ -95,7 +91,7 @@ class _Extents(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _choose(shape, itemsize, inputs, workers):
-    """Return the block of a step, its plan, and whether to stream.
+    """Return the block of a step, how far ahead it fetches, its plan, and whether to stream.
 
     `inputs` is their number in a fused step, and else `SUMS` or `WRITES`. This is kept for each
     shape: to make the choice takes longer than to work on a small array.
@@ -103,10 +99,11 @@ def _choose(shape, itemsize, inputs, workers):
     x = _Extents(shape, len(shape), math.prod(shape), itemsize)
     plan = _plan(x)
     if inputs > 0:
-        block = _fused_block(x, inputs, workers)
+        block = _fused_block(x, inputs, workers, caches.block_bytes())
     else:
         block = _split_block(x, inputs, plan[0], workers)
-    return block, plan, _streaming(x)
+    ahead = block if caches.fetches_ahead() else 0
+    return block, ahead, plan, _streaming(x)
 
 
 def _choice(x, inputs):
@@ -118,9 +115,11 @@ def _choice(x, inputs):
 def forward(x, weight, bias, eps, y):
     """Write the normalized `x` to `y` and return the stats of the batch."""
     stats = np.empty((3, x.shape[1]))
-    large, block, plan, streaming = _choice(x, 1)
+    large, block, ahead, plan, streaming = _choice(x, 1)
     if block:
-        threads.run(parallel.forward, large, x, block, plan, weight, bias, eps, stats, y, streaming)
+        threads.run(
+            parallel.forward, large, x, block, ahead, plan, weight, bias, eps, stats, y, streaming
+        )
         return stats
     collect_moments(x, eps, stats)
     normalize(x, weight, bias, stats[0], stats[2], y)
@@ -129,23 +128,23 @@ def forward(x, weight, bias, eps, y):
 
 def collect_moments(x, eps, stats):
     """Write mean, m2 and invstd of each channel to `stats`."""
-    large, block, plan, _ = _choice(x, SUMS)
+    large, block, _, plan, _ = _choice(x, SUMS)
     threads.run(parallel.collect, large, x, block, plan, eps, stats)
 
 
 def normalize(x, weight, bias, mean, invstd, y):
     """Write (x - mean) * invstd * weight + bias to `y`."""
-    large, block, plan, streaming = _choice(x, WRITES)
+    large, block, _, plan, streaming = _choice(x, WRITES)
     threads.run(parallel.normalize, large, x, block, plan, weight, bias, mean, invstd, y, streaming)
 
 
 def backward(x, dy, weight, stats, dx, dweight, dbias):
     """Write the gradients of a batch that was normalized by its own statistics."""
-    large, block, plan, streaming = _choice(x, 2)
+    large, block, ahead, plan, streaming = _choice(x, 2)
     if block:
         threads.run(
-            parallel.backward, large, x, dy, block, plan, weight, stats, dx, dweight, dbias,
-            streaming,
+            parallel.backward, large, x, dy, block, ahead, plan, weight, stats, dx, dweight,
+            dbias, streaming,
         )  # fmt: skip
         return
     sums = np.empty((2, x.shape[1]))
@@ -156,13 +155,13 @@ def backward(x, dy, weight, stats, dx, dweight, dbias):
 
 def backward_reduce(x, dy, mean, invstd, sums, dweight, dbias):
     """Write sum_dy and sum_dy_xmu to `sums`, and the gradients of the parameters."""
-    large, block, plan, _ = _choice(x, SUMS)
+    large, block, _, plan, _ = _choice(x, SUMS)
     threads.run(parallel.reduce, large, x, dy, block, plan, mean, invstd, sums, dweight, dbias)
 
 
 def backward_input(x, dy, weight, mean, invstd, sums, count, dx):
     """Write the gradient of the input, given the sums over `count` values per channel."""
-    large, block, plan, streaming = _choice(x, WRITES)
+    large, block, _, plan, streaming = _choice(x, WRITES)
     threads.run(
         parallel.input_gradient, large, x, dy, block, plan, weight, mean, invstd, sums,
         float(count), dx, streaming,

@@ -27,11 +27,22 @@ from .simd import REPEATED, unaligned
 
 
 @inlined
-def empty_coefficients(x, rows):
-    """Return room for coefficients of the precision that `x` is computed in, on a cache line."""
-    flat = np.empty(rows * (x.shape[1] + REPEATED) + REPEATED, _precision(x))
-    first = unaligned(flat, 0)
-    return flat[first : flat.size - REPEATED + first].reshape(rows, x.shape[1] + REPEATED)
+def room(x, slabs, fields, rows):
+    """Return room for partial results and coefficients, of which a cache line is the beginning.
+
+    It is one allocation, which takes as long as a hundred values of a small array. Coefficients are
+    of the precision that `x` is computed in.
+    """
+    channels = x.shape[1]
+    columns = channels + REPEATED
+    size = slabs * fields * channels
+    flat = np.empty(size + rows * columns + REPEATED)
+    first = size + unaligned(flat, size)
+    coefs = flat[first : first + rows * columns].view(_precision(x))
+    return (
+        flat[:size].reshape(slabs, fields, channels),
+        coefs[: rows * columns].reshape(rows, columns),
+    )
 
 
 def _precision(x):
@@ -44,15 +55,14 @@ def _overload_precision(x):
     return lambda x: dtype
 
 
-def _forward(x, block, plan, weight, bias, eps, stats, y, streaming):
-    partial = np.empty((plan[0], 3, x.shape[1]))
-    coefs = empty_coefficients(x, 3)
+def _forward(x, block, ahead, plan, weight, bias, eps, stats, y, streaming):
+    partial, coefs = room(x, plan[0], 3, 3)
     for item in prange((x.shape[1] + block - 1) // block):
         work = np.empty(block * WORKSPACE)
         first = np.int64(item)
         forward_range(
-            first, first + 1, x, block, plan, weight, bias, eps, work, partial, coefs, stats, y,
-            streaming,
+            first, first + 1, x, block, ahead, plan, weight, bias, eps, work, partial, coefs,
+            stats, y, streaming,
         )  # fmt: skip
 
 
@@ -69,22 +79,21 @@ def _collect(x, block, plan, eps, stats):
 
 def _normalize(x, block, plan, weight, bias, mean, invstd, y, streaming):
     channels = x.shape[1]
-    coefs = empty_coefficients(x, 3)
+    _, coefs = room(x, 0, 0, 3)
     coefficients_range(0, channels, mean, invstd, weight, bias, coefs)
     for item in prange(plan[0] * ((channels + block - 1) // block)):
         first = np.int64(item)
         normalize_range(first, first + 1, x, block, plan, coefs, y, streaming)
 
 
-def _backward(x, dy, block, plan, weight, stats, dx, dweight, dbias, streaming):
-    partial = np.empty((plan[0], 2, x.shape[1]))
-    sums = np.empty((2, x.shape[1]))
-    coefs = empty_coefficients(x, 4)
+def _backward(x, dy, block, ahead, plan, weight, stats, dx, dweight, dbias, streaming):
+    partial, coefs = room(x, plan[0] + 1, 2, 4)
+    sums = partial[plan[0]]
     for item in prange((x.shape[1] + block - 1) // block):
         work = np.empty(block * WORKSPACE)
         first = np.int64(item)
         backward_range(
-            first, first + 1, x, dy, block, plan, weight, stats, work, partial, sums, coefs,
+            first, first + 1, x, dy, block, ahead, plan, weight, stats, work, partial, sums, coefs,
             dx, dweight, dbias, streaming,
         )  # fmt: skip
 
@@ -101,7 +110,7 @@ def _reduce(x, dy, block, plan, mean, invstd, sums, dweight, dbias):
 
 def _input(x, dy, block, plan, weight, mean, invstd, sums, count, dx, streaming):
     channels = x.shape[1]
-    coefs = empty_coefficients(x, 4)
+    _, coefs = room(x, 0, 0, 4)
     input_coefficients_range(0, channels, count, mean, invstd, sums, weight, coefs)
     for item in prange(plan[0] * ((channels + block - 1) // block)):
         first = np.int64(item)

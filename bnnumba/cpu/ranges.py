@@ -32,9 +32,12 @@ def piece(item, x, block):
 
 @kernel
 def forward_range(
-    begin, end, x, block, plan, weight, bias, eps, work, partial, coefs, stats, y, streaming
+    begin, end, x, block, ahead, plan, weight, bias, eps, work, partial, coefs, stats, y, streaming
 ):
-    """Normalize blocks of channels by their own statistics; stats are mean, m2, invstd."""
+    """Normalize blocks of channels by their own statistics; stats are mean, m2, invstd.
+
+    While a block is written, the channels that are `ahead` of it are fetched.
+    """
     channels = x.shape[1]
     count = x.size // channels
     for item in range(begin, end):
@@ -48,7 +51,7 @@ def forward_range(
         write_inverse_std(c0, c1, stats[1], count, eps, stats[2])
         normalize_coefficients(c0, c1, stats[0], stats[2], weight, bias, coefs)
         for slab in range(plan[0] - 1, -1, -1):
-            normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, block)
+            normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, ahead)
 
 
 @kernel
@@ -83,7 +86,7 @@ def coefficients_range(begin, end, mean, invstd, weight, bias, coefs):
 
 @kernel
 def backward_range(
-    begin, end, x, dy, block, plan, weight, stats, work, partial, sums, coefs,
+    begin, end, x, dy, block, ahead, plan, weight, stats, work, partial, sums, coefs,
     dx, dweight, dbias, streaming,
 ):  # fmt: skip
     """Write the three gradients of blocks of channels normalized by their own statistics."""
@@ -99,7 +102,7 @@ def backward_range(
         parameter_gradients(c0, c1, stats[2], sums, dweight, dbias)
         input_coefficients(c0, c1, count, stats[0], stats[2], sums, weight, coefs)
         for slab in range(plan[0] - 1, -1, -1):
-            input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, block)
+            input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, ahead)
 
 
 @kernel

@@ -141,6 +141,12 @@ double *bn_widen(workspace *w, bnnumba_dtype dtype, const void *from, int64_t c)
 /* Write c doubles to an array of FLOAT32 or FLOAT64; NULL is ignored. */
 void bn_narrow(bnnumba_dtype dtype, const double *from, int64_t c, void *to);
 
+/* --- caches.c -------------------------------------------------------------------------------- */
+
+/* How many bytes of data a fused step takes at a time, and whether it fetches the next ones. */
+int64_t bn_block_bytes(void);
+int64_t bn_fetches_ahead(void);
+
 /* --- threads.c ------------------------------------------------------------------------------- */
 
 /* Return how many threads to use, and keep others from using several until bn_leave(). */

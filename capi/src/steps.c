@@ -125,6 +125,7 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, int inp
     TRY(bn_kernel(step_kernel(b, CHOOSE), &decide));
     TRY(bn_kernel(step_kernel(b, what), &r->run));
     r->threads = bn_enter(size);
+    r->j.block_bytes = bn_block_bytes(), r->j.fetches_ahead = bn_fetches_ahead();
     decide(inputs, r->threads, &r->j, NULL);
     if (r->j.block)
         r->items = (b->c + r->j.block - 1) / r->j.block * (inputs > 0 ? 1 : r->j.slabs);
