@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from bnnumba import cpu
 from bnnumba.cpu import plan
 from bnnumba.cpu.jit import kernel
 
@@ -50,6 +51,25 @@ def test_large_shapes_do_not_overflow(n, s):
     found = slabs(n, s, plan.plan_ncs(n, s))
     assert sum((n1 - n0) * (s1 - s0) for n0, n1, s0, s1 in found) == n * s
     assert len(found) <= plan.SLABS
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 16, 128])
+@pytest.mark.parametrize("channels", [1, 2, 64, 1000])
+@pytest.mark.parametrize("s", [1, 63, 784, 131_073])
+def test_a_step_that_only_writes_gives_all_threads_alike(workers, channels, s):
+    for n in EXTENTS:
+        x = cpu._Extents((n, channels, s), 3, n * channels * s, 4)
+        cut = plan.plan_writes(n, channels, s, workers)
+        block = cpu._split_block(x, cpu.WRITES, cut[0], workers)
+        sizes = [
+            (n1 - n0) * (s1 - s0) * min(block, channels - c0)
+            for n0, n1, s0, s1 in slabs(n, s, cut)
+            for c0 in range(0, channels, block)
+        ]
+        assert sum(sizes) == x.size
+        if x.size >= max(cpu.PARALLEL_SIZE, 16384 * workers):
+            shares = [sum(part) for part in np.array_split(sizes, workers)]
+            assert max(shares) <= 1.25 * x.size / workers
 
 
 def test_there_are_enough_slabs_for_many_threads_and_no_more():

@@ -1,11 +1,15 @@
 """Outputs written past the caches, which only those of many megabytes are: wherever they begin."""
 
+import platform
+
+import numba
 import numpy as np
 import pytest
 from support import normal, parameters, same_bits
 
 import bnnumba as bn
 from bnnumba import cpu
+from bnnumba.cpu import caches, simd
 
 SHAPES = [
     (2, 3, 200),  # rows of several vectors, all of them aligned alike, or
@@ -63,6 +67,7 @@ def test_streamed_outputs_are_the_same_wherever_they_begin(
 ):
     if parallel:
         monkeypatch.setattr(cpu, "PARALLEL_SIZE", 0)
+    monkeypatch.setattr(caches, "fetches_ahead", lambda: parallel)
     x, dy = normal(shape, dtype), normal(shape, dtype, seed=1)
     weight, bias = parameters(shape[1])
     streaming(False)
@@ -74,3 +79,18 @@ def test_streamed_outputs_are_the_same_wherever_they_begin(
             assert same_bits(got, right)
             out[...] = 7
             assert np.all(buffer == 7), "written outside the output"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for instructions of x86-64")
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="needs the compiler")
+@pytest.mark.parametrize("element", [np.float32, np.float64, np.int16, np.uint16])
+def test_the_compiler_keeps_every_store_past_the_caches(element):
+    @numba.njit
+    def square(x, y):
+        v = simd.load(x, 0)
+        simd.stream(y, 0, simd.fma(v, v, v))
+
+    x = np.zeros(64, element)
+    square.compile((numba.typeof(x), numba.typeof(x)))
+    (code,) = square.inspect_asm().values()
+    assert "movnt" in code

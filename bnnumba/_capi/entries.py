@@ -30,6 +30,7 @@ FIELDS = (
     *("x_n", "x_c", "dy_n", "dy_c", "y_n", "y_c"),
     *("block_bytes", "fetches_ahead"),  # of `bnnumba.cpu.caches`
     *("block", "ahead", "streaming"),  # written by `choose`
+    # the plan, which `choose` writes anew for a step that only writes
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
     # addresses of (slabs, PARTIAL_ROWS, c), (4, c + REPEATED) of the arithmetic's precision, on a
     # cache line, (3, c) and (2, c)
@@ -164,6 +165,8 @@ def _data_entries(kind, size, precision, rank):
         if begin > 0:
             job.block = _fused_block(x, begin, end, job.block_bytes)
         else:
+            if begin == cpu.WRITES:
+                _write_plan(job, _plan_writes(job.n, job.c, job.s, end))
             job.block = _split_block(x, begin, job.slabs, end)
         job.ahead = job.block if job.fetches_ahead else 0
         job.streaming = _streaming(x)
@@ -252,9 +255,9 @@ _ceil_div = _compiled(plan._ceil_div)
 _columns = _compiled(plan._columns, _ceil_div=_ceil_div)
 _plan_ncs = _compiled(plan.plan_ncs, _ceil_div=_ceil_div, _columns=_columns)
 _plan_rc = _compiled(plan.plan_rc, _ceil_div=_ceil_div)
-_fused_block, _split_block, _streaming = map(
-    _compiled, (cpu._fused_block, cpu._split_block, cpu._streaming)
-)
+_plan_writes = _compiled(plan.plan_writes, _ceil_div=_ceil_div, _columns=_columns)
+_fused_block, _streaming = _compiled(cpu._fused_block), _compiled(cpu._streaming)
+_split_block = _compiled(cpu._split_block, _even=_compiled(cpu._even))
 _update_running = _compiled(parallel._update_running)
 _constant_stats = _compiled(parallel._constant_stats)
 

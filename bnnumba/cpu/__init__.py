@@ -13,7 +13,7 @@ import numpy as np
 
 from . import caches, parallel, threads
 from .parallel import constant_stats, update_running
-from .plan import plan_ncs, plan_rc
+from .plan import plan_ncs, plan_rc, plan_writes
 
 __all__ = [
     "backward",
@@ -37,8 +37,11 @@ BLOCK_NCS, BLOCK_RC = 64, 2048
 STREAM_BYTES = 16 * 1024 * 1024
 
 
-def _plan(x):
-    return plan_ncs(x.shape[0], x.shape[2]) if x.ndim == 3 else plan_rc(x.shape[0])
+def _plan(x, inputs, workers):
+    s = x.shape[2] if x.ndim == 3 else 1
+    if inputs == WRITES:
+        return plan_writes(x.shape[0], x.shape[1], s, workers)
+    return plan_ncs(x.shape[0], s) if x.ndim == 3 else plan_rc(x.shape[0])
 
 
 def _fused_block(x, arrays, workers, block_bytes):
@@ -60,13 +63,21 @@ def _fused_block(x, arrays, workers, block_bytes):
     return max(1, block)
 
 
+def _even(items, workers):
+    """Return whether no worker has more to do than a thirtieth above its share of the items."""
+    return 30 * workers * -(-items // workers) <= 31 * items
+
+
 def _split_block(x, inputs, slabs, workers):
     """Return how many channels a step takes at a time that is cut into slabs as well."""
     channels = x.shape[1]
     most = BLOCK_RC if x.ndim == 2 else BLOCK_NCS
     if inputs == WRITES:
         most = channels
-    blocks = max(-(-channels // most), min(channels, -(-4 * workers // slabs)))
+    blocks = -(-channels // most)
+    # Narrow blocks are read piecemeal, so that there are only as many as the threads can share.
+    while blocks < channels and not _even(slabs * blocks, workers):
+        blocks += 1
     return -(-channels // blocks)
 
 
@@ -97,7 +108,7 @@ def _choose(shape, itemsize, inputs, workers):
     shape: to make the choice takes longer than to work on a small array.
     """
     x = _Extents(shape, len(shape), math.prod(shape), itemsize)
-    plan = _plan(x)
+    plan = _plan(x, inputs, workers)
     if inputs > 0:
         block = _fused_block(x, inputs, workers, caches.block_bytes())
     else:

@@ -195,7 +195,7 @@ def input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs):
 
 
 @inlined
-def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, grad_ahead):
+def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, grad_ahead, reach):
     """Write dx for ``row[begin:end]``; see `normalize_rows`."""
     step = lanes(row)
     i, edge = begin, s
@@ -211,8 +211,8 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
             last = min(edge, end)
             if streaming:
                 while i + step <= last:
-                    prefetch(row_ahead, i)
-                    prefetch(grad_ahead, i)
+                    prefetch(row_ahead, i + reach)
+                    prefetch(grad_ahead, i + reach)
                     stream(out, i, fma(load(grad, i), va, fma(load(row, i) - vc, vb, vr)))
                     i += step
             while i + step <= last:
@@ -234,8 +234,8 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
         i += live
 
 
-def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead):
-    """Write dx for one slab of x[n, c, s] and a range of channels, fetching those `ahead`."""
+def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead, reach):
+    """Write dx for one slab of x[n, c, s] and a range of channels; see `normalize_slab_ncs`."""
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     together = side_by_side(x) and side_by_side(dy) and side_by_side(dx)
@@ -247,12 +247,12 @@ def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead):
             row_ahead, grad_ahead = row_at(x, after), row_at(dy, after)
             input_rows(
                 row, grad, out, s0, s1 + (run - 1) * s, c, s, coefs, streaming,
-                row_ahead, grad_ahead,
+                row_ahead, grad_ahead, reach,
             )  # fmt: skip
 
 
 @inlined
-def input_run(row, grad, out, begin, size, coefs, streaming):
+def input_run(row, grad, out, begin, size, coefs, streaming, reach):
     """Write `size` values of dx that follow on ``row[begin]``; see `normalize_run`."""
     centers, factors = row_at(coefs, (0,)), row_at(coefs, (1,))
     slopes, rests = row_at(coefs, (2,)), row_at(coefs, (3,))
@@ -270,6 +270,8 @@ def input_run(row, grad, out, begin, size, coefs, streaming):
             i += part
             c = (c + part) % channels
         while i + step <= end:
+            prefetch(row, i + reach)
+            prefetch(grad, i + reach)
             v = fma(load(row, i) - load(centers, c), load(slopes, c), load(rests, c))
             stream(out, i, fma(load(grad, i), load(factors, c), v))
             i += step
@@ -285,7 +287,7 @@ def input_run(row, grad, out, begin, size, coefs, streaming):
         store_part(out, i, part, fma(load_part(grad, i, part), load(factors, c), v))
 
 
-def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead):
+def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead, reach):
     """Write dx for one slab of x[r, c] and a range of channels."""
     rows, channels = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
@@ -293,7 +295,7 @@ def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead):
     run = max(1, n1 - n0) if together and end - begin == channels else 1
     for i in range(n0, n1, run):
         row, grad, out = row_at(x, (i,)), row_at(dy, (i,)), row_at(dx, (i,))
-        input_run(row, grad, out, begin, run * (end - begin), coefs, streaming)
+        input_run(row, grad, out, begin, run * (end - begin), coefs, streaming, reach)
 
 
 input_slab = by_rank(input_slab_ncs, input_slab_rc)

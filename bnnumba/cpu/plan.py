@@ -3,7 +3,8 @@
 The (n, s) rectangle of a channel is cut into a grid of *slabs*, and each slab into *chunks* short
 enough to sum in one go. Chunks are merged in order within their slab, then slabs in order. The
 cut, and so every rounding, depends on the shape only; how slabs and channels are dealt out to
-threads does not matter to the result. A view x[r, c] counts as n = r, s = 1.
+threads does not matter to the result. A step that only writes rounds each value by itself and may
+be cut in any way. A view x[r, c] counts as n = r, s = 1.
 """
 
 from functools import lru_cache
@@ -56,6 +57,20 @@ def plan_rc(r):
     slab_rows = _ceil_div(r, max(1, min(SLABS, r // SLAB_ROWS)))
     chunk_rows = _ceil_div(slab_rows, _ceil_div(slab_rows, CHUNK_ROWS))
     return _ceil_div(r, slab_rows), 1, slab_rows, 1, chunk_rows, 1
+
+
+def plan_writes(n, channels, s, workers):
+    """Return the plan of a step that adds nothing up, so that its cut may suit the threads.
+
+    A slab is some whole rows x[n], and a part of one only where there are too few of them, and of
+    channels, for all threads.
+    """
+    if workers == 1:
+        return 1, 1, n, s, n, s
+    rows = max(1, n // (8 * workers))
+    columns = _columns(s, _ceil_div(8 * workers, n * channels))
+    across = _ceil_div(s, columns)
+    return _ceil_div(n, rows) * across, across, rows, columns, rows, columns
 
 
 @inlined

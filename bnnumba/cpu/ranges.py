@@ -19,6 +19,7 @@ from .normalize import (
     normalize_slab,
     write_inverse_std,
 )
+from .simd import prefetch_distance
 
 
 @inlined
@@ -51,7 +52,7 @@ def forward_range(
         write_inverse_std(c0, c1, stats[1], count, eps, stats[2])
         normalize_coefficients(c0, c1, stats[0], stats[2], weight, bias, coefs)
         for slab in range(plan[0] - 1, -1, -1):
-            normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, ahead)
+            normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, ahead, 0)
 
 
 @kernel
@@ -75,7 +76,7 @@ def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
     """Normalize slabs and blocks of channels by given coefficients."""
     for item in range(begin, end):
         slab, c0, c1 = piece(item, x, block)
-        normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, 0)
+        normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, 0, prefetch_distance(x))
 
 
 @kernel
@@ -102,7 +103,7 @@ def backward_range(
         parameter_gradients(c0, c1, stats[2], sums, dweight, dbias)
         input_coefficients(c0, c1, count, stats[0], stats[2], sums, weight, coefs)
         for slab in range(plan[0] - 1, -1, -1):
-            input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, ahead)
+            input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, ahead, 0)
 
 
 @kernel
@@ -126,7 +127,8 @@ def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
     """Write dx for slabs and blocks of channels by given coefficients."""
     for item in range(begin, end):
         slab, c0, c1 = piece(item, x, block)
-        input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, 0)
+        reach = prefetch_distance(x)
+        input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, 0, reach)
 
 
 @kernel

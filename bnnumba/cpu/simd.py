@@ -186,30 +186,51 @@ def _widen(builder, array, value, vector):
         shift = ir.Constant(wide.type, [16] * count)
         value = builder.bitcast(builder.shl(wide, shift), ir.VectorType(_FLOAT, count))
     target = _llvm(vector)
-    return value if value.type == target else builder.fpext(value, target)
+    if value.type == target:
+        return value
+    if array.dtype == types.int16:
+        value = _fence(builder, value)
+    return builder.fpext(value, target)
+
+
+def _fence(builder, value):
+    """Keep LLVM from seeing through a vector of float32.
+
+    It would make one conversion from float16 to float64 of two, which AVX512-FP16 has but takes
+    longer for (moments of float16: 1.5 times as long).
+    """
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(value.type, [value.type]),
+        f"llvm.arithmetic.fence.v{value.type.count}f32",
+    )
+    return builder.call(function, [value])
 
 
 def _narrow(builder, array, value):
-    """Convert a computed vector to stored elements, rounding to nearest even."""
+    """Convert a computed vector to stored elements, rounding to nearest even.
+
+    That a selection comes last keeps LLVM from making the conversion a part of the store, where it
+    forgets that it should go past the caches.
+    """
     count = value.type.count
+    stored, wide = ir.VectorType(_I16, count), ir.VectorType(_I32, count)
+
+    def or_nan(bits, nan):
+        is_nan = builder.fcmp_unordered("uno", value, value)
+        return builder.select(is_nan, ir.Constant(stored, [nan] * count), bits)
+
+    def every(constant):
+        return ir.Constant(wide, [constant] * count)
+
     if array.dtype == types.int16:
         half = builder.fptrunc(value, ir.VectorType(_HALF, count))
-        return builder.bitcast(half, ir.VectorType(_I16, count))
+        return or_nan(builder.bitcast(half, stored), 0x7E00)
     if array.dtype == types.uint16:
-        wide = ir.VectorType(_I32, count)
-
-        def every(constant):
-            return ir.Constant(wide, [constant] * count)
-
         bits = builder.bitcast(value, wide)
         odd = builder.and_(builder.lshr(bits, every(16)), every(1))
         rounded = builder.lshr(builder.add(bits, builder.add(odd, every(0x7FFF))), every(16))
-        # Rounding could carry a NaN over into infinity. That this comes last keeps LLVM from making
-        # the truncation a part of the store, where it forgets that it should go past the caches.
-        stored = ir.VectorType(_I16, count)
-        is_nan = builder.fcmp_unordered("uno", value, value)
-        nan = ir.Constant(stored, [0x7FC0] * count)
-        return builder.select(is_nan, nan, builder.trunc(rounded, stored))
+        return or_nan(builder.trunc(rounded, stored), 0x7FC0)  # rounding could make NaN infinity
     return value
 
 
