@@ -4,7 +4,8 @@
 
 writes ``build/kernels.h`` (names, constants and the job as C) and ``build/kernels_<level>.o``.
 
-Numba lowers each entry once; LLVM then optimizes that module for each level.
+Numba lowers each entry once; LLVM then optimizes that module for each level. What Numba lowers
+fits any 64-bit machine that stores low bytes first, so that ``--machine`` may name another one.
 The script re-executes itself with Numba's settings in the environment, because Numba reads them
 when it is imported. Only private parts of Numba give the LLVM module of a function
 (`_library._final_module`); a change there shows as an error here, or in the gate on undefined
@@ -20,20 +21,13 @@ import warnings
 from pathlib import Path
 
 LEVELS = {"x86_64": ["x86-64-v2", "x86-64-v3", "x86-64-v4"], "aarch64": ["generic"]}
-# The level that Numba lowers for. It loads what it has compiled, though nothing runs, and below v3
-# would miss the functions that stand for conversions from float16.
+TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
+# The level that Numba lowers for, on the machine that builds. It loads what it has compiled, though
+# nothing runs, and below v3 would miss the functions that stand for conversions from float16.
 LOWERED = {"x86_64": "x86-64-v3", "aarch64": "generic"}
 
 
-def levels() -> list[str]:
-    """Return the levels to build on this machine, the lowest first."""
-    try:
-        return LEVELS[platform.machine()]
-    except KeyError:
-        sys.exit(f"bnnumba's C library is not built for {platform.machine()}")
-
-
-def write_header(path: Path) -> None:
+def write_header(path: Path, levels: list[str]) -> None:
     """Write what C must know about the kernels, from where Python knows it."""
     from bnnumba import __version__, cpu
     from bnnumba._capi import entries
@@ -54,7 +48,7 @@ def write_header(path: Path) -> None:
     defines = "\n".join(f"#define {name} INT64_C({value})" for name, value in constants.items())
     listed = " \\\n    ".join(f"X({name})" for name in entries.names())
     leveled = " \\\n    ".join(f"X({name}, level)" for name in entries.names())
-    level_list = " ".join(f'X({suffix(level)}, "{level}")' for level in levels())
+    level_list = " ".join(f'X({suffix(level)}, "{level}")' for level in levels)
     path.write_text(f"""\
 /* Made by build_aot.py from the Python package: do not edit. */
 #ifndef BNNUMBA_KERNELS_H
@@ -85,42 +79,47 @@ def suffix(level: str) -> str:
     return level.replace("x86-64-", "").replace("-", "_")
 
 
-def emit(directory: Path) -> None:
+def emit(directory: Path, machine: str) -> None:
     """Write the object files of all entries."""
     import llvmlite.binding as llvm
 
     from bnnumba._capi import entries
 
     warnings.filterwarnings("ignore", message="Cannot cache compiled function")
-    target = llvm.Target.from_default_triple()
+    if machine != platform.machine():
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+    target = llvm.Target.from_triple(TRIPLES[machine])
     machines = {
         level: target.create_target_machine(
             cpu=level, features="", opt=3, reloc="pic", codemodel="default"
         )
-        for level in levels()
+        for level in LEVELS[machine]
     }
     libraries = {}
     names = entries.names()
     for done, name in enumerate(names, 1):
         callback = entries.entry(name)
-        for level, machine in machines.items():
-            module = _module(callback, f"bnnumba_{name}_{suffix(level)}", machine)
+        for level, target_machine in machines.items():
+            module = _module(callback, f"bnnumba_{name}_{suffix(level)}", target_machine)
             if level in libraries:
                 libraries[level].link_in(module)
             else:
                 libraries[level] = module
         print(f"[{done}/{len(names)}] {name}", flush=True)
-    for level, machine in machines.items():
+    for level, target_machine in machines.items():
         path = directory / f"kernels_{suffix(level)}.o"
-        path.write_bytes(machine.emit_object(libraries[level]))
+        path.write_bytes(target_machine.emit_object(libraries[level]))
 
 
-def _module(callback, name: str, machine):
+def _module(callback, name: str, target_machine):
     """Return the optimized LLVM module of an entry, which is all that others see of it."""
     import llvmlite.binding as llvm
 
     text = str(callback._library._final_module)
     module = llvm.parse_assembly(text.replace(callback.native_name, name))
+    module.triple = target_machine.triple
+    module.data_layout = str(target_machine.target_data)
     for function in module.functions:
         if not function.is_declaration:
             visible = function.name == name
@@ -132,7 +131,7 @@ def _module(callback, name: str, machine):
             variable.linkage = "internal"
     # Inlines the helpers and drops the error paths, which would call Python.
     options = llvm.create_pipeline_tuning_options(speed_level=3)
-    builder = llvm.create_pass_builder(machine, options)
+    builder = llvm.create_pass_builder(target_machine, options)
     builder.getModulePassManager().run(module, builder)
     foreign = [
         function.name
@@ -148,7 +147,12 @@ def main() -> None:
     """Write everything, in a process that has Numba's settings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    directory = parser.parse_args().directory
+    parser.add_argument(
+        "--machine", default=platform.machine(), help="what to build for, as uname -m names it"
+    )
+    directory, machine = vars(parser.parse_args()).values()
+    if machine not in LEVELS:
+        sys.exit(f"bnnumba's C library is built for {' and '.join(LEVELS)}, not for {machine}")
     settings = {
         "NUMBA_CPU_NAME": LOWERED.get(platform.machine(), ""),
         "NUMBA_CPU_FEATURES": "",
@@ -158,8 +162,8 @@ def main() -> None:
     if any(os.environ.get(name) != value for name, value in settings.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
     directory.mkdir(parents=True, exist_ok=True)
-    write_header(directory / "kernels.h")
-    emit(directory)
+    write_header(directory / "kernels.h", LEVELS[machine])
+    emit(directory, machine)
 
 
 main()

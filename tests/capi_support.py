@@ -59,3 +59,14 @@ def link(name: str) -> list[str]:
     """Return the arguments that link a program with a library that is not installed."""
     build(name)
     return [f"-I{CAPI / 'include'}", f"-L{BUILD}", f"-l{name}", f"-Wl,-rpath,{BUILD}", "-lm"]
+
+
+@functools.cache
+def build_for_aarch64() -> Path:
+    """Build the library without Python for another machine and return its directory."""
+    run(
+        "make", "-C", CAPI, "build/aarch64/libbnnumba.so", "B=build/aarch64", "MACHINE=aarch64",
+        "CC=aarch64-linux-gnu-gcc", "STRIP=aarch64-linux-gnu-strip", f"PYTHON={sys.executable}",
+        timeout=1800,
+    )  # fmt: skip
+    return BUILD / "aarch64"

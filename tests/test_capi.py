@@ -9,7 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from capi_support import C99, CAPI, HEADER, LIBRARIES, WARNINGS, build, link, needs, run
+from capi_support import (
+    C99,
+    CAPI,
+    HEADER,
+    LIBRARIES,
+    WARNINGS,
+    build,
+    build_for_aarch64,
+    link,
+    needs,
+    run,
+)
 from numba import cuda
 
 from bnnumba import config
@@ -29,6 +40,20 @@ def test_conformance(name, program, tmp_path):
     source, binary = CAPI / "tests" / f"{program}.c", tmp_path / program
     run("cc", *C99, "-O1", source, "-o", binary, *link(name), "-lpthread")
     run(binary, env={"BNNUMBA_PYTHON_ENV": sys.prefix})
+
+
+@pytest.mark.slow
+@needs("aarch64-linux-gnu-gcc", "qemu-aarch64")
+@pytest.mark.parametrize("program", [p for p in PROGRAMS if p != "test_isa"])  # starts itself
+def test_conformance_on_an_emulated_aarch64(program, tmp_path):
+    directory, system = build_for_aarch64(), "/usr/aarch64-linux-gnu"
+    source, binary = CAPI / "tests" / f"{program}.c", tmp_path / program
+    run(
+        "aarch64-linux-gnu-gcc", *C99, "-O1", f"-I{HEADER.parent}", source, "-o", binary,
+        f"-L{directory}", "-lbnnumba", "-lm", "-lpthread",
+    )  # fmt: skip
+    libraries = f"LD_LIBRARY_PATH={directory}:{system}/lib"
+    run("qemu-aarch64", "-L", system, "-E", libraries, binary)
 
 
 def _on_device(name, device, tmp_path, **env):
