@@ -56,6 +56,7 @@ def write_header(path: Path, levels: list[str]) -> None:
 #include <stdint.h>
 
 #define PACKAGE_VERSION "{__version__}"
+#define L2_SIZE "{caches.L2_SIZE}"
 #define FIELDS "{" ".join(entries.FIELDS)}"
 {defines}
 

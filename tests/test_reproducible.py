@@ -5,6 +5,9 @@ import pytest
 import workload
 from support import THREADING_LAYERS, run_python, run_with_layer, same_bits
 
+from bnnumba import cpu
+from bnnumba.cpu import caches
+
 DIGEST = "import workload; print(workload.digest())"
 
 
@@ -38,6 +41,35 @@ def test_set_num_threads_changes_no_bit(shape, axis, dtype):
         numba.set_num_threads(threads)
     for a, b in zip(got, expected, strict=True):
         assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("block_bytes", [1, 100_000, 1 << 40])
+def test_bits_do_not_depend_on_the_caches(block_bytes, ahead, dtype, monkeypatch):
+    shape, axis = (4, 24, 64, 64), 1
+    arguments = workload.inputs(shape, axis, dtype)
+    expected = workload.compute(*arguments, axis)
+    monkeypatch.setattr(caches, "block_bytes", lambda: block_bytes)
+    monkeypatch.setattr(caches, "fetches_ahead", lambda: ahead)
+    try:
+        cpu._choose.cache_clear()
+        got = workload.compute(*arguments, axis)
+    finally:
+        cpu._choose.cache_clear()
+    for a, b in zip(got, expected, strict=True):
+        assert same_bits(a, b)
+
+
+@pytest.mark.parametrize(
+    ("said", "size"), [("512K\n", 512 * 1024), ("", caches.USUAL_L2), (None, caches.USUAL_L2)]
+)
+def test_a_system_that_does_not_tell_its_cache_gets_the_usual_one(
+    said, size, tmp_path, monkeypatch
+):
+    if said is not None:
+        (tmp_path / "size").write_text(said)
+    monkeypatch.setattr(caches, "L2_SIZE", str(tmp_path / "size"))
+    assert caches._l2_bytes() == size
 
 
 @pytest.mark.slow

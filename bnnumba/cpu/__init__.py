@@ -44,6 +44,14 @@ def _plan(x, inputs, workers):
     return plan_ncs(x.shape[0], s) if x.ndim == 3 else plan_rc(x.shape[0])
 
 
+def _even(items, size, total, workers):
+    """Return whether no worker has more to do than a thirtieth above its share of the total.
+
+    All items but the last are of one size, and each worker does as many of them.
+    """
+    return 30 * workers * -(-items // workers) * size <= 31 * total
+
+
 def _fused_block(x, arrays, workers, block_bytes):
     """Return how many channels a fused step takes at a time, or 0 if it is better not fused.
 
@@ -59,26 +67,23 @@ def _fused_block(x, arrays, workers, block_bytes):
     if workers > 1 and channels < 2 * workers:
         return 0
     channel_bytes = x.size // channels * x.itemsize * arrays
-    block = min(block_bytes // channel_bytes, BLOCK_NCS, channels // (4 * workers))
-    return max(1, block)
-
-
-def _even(items, workers):
-    """Return whether no worker has more to do than a thirtieth above its share of the items."""
-    return 30 * workers * -(-items // workers) <= 31 * items
+    block = max(1, min(block_bytes // channel_bytes, BLOCK_NCS, channels // (4 * workers)))
+    while block > 1 and not _even(-(-channels // block), block, channels, workers):
+        block -= 1
+    return block
 
 
 def _split_block(x, inputs, slabs, workers):
     """Return how many channels a step takes at a time that is cut into slabs as well."""
     channels = x.shape[1]
     most = BLOCK_RC if x.ndim == 2 else BLOCK_NCS
-    if inputs == WRITES:
-        most = channels
-    blocks = -(-channels // most)
+    blocks = 1 if inputs == WRITES else -(-channels // most)
+    block = -(-channels // blocks)
     # Narrow blocks are read piecemeal, so that there are only as many as the threads can share.
-    while blocks < channels and not _even(slabs * blocks, workers):
+    while block > 1 and not _even(slabs * blocks, block, slabs * channels, workers):
         blocks += 1
-    return -(-channels // blocks)
+        block = -(-channels // blocks)
+    return block
 
 
 def _streaming(out):

@@ -14,12 +14,14 @@ L2 2 MiB)              longer, L3 being far away)             against 5.0, for 1
 =====================  =====================================  =======================
 """
 
-import os
+from functools import lru_cache
 
 import llvmlite.binding as llvm
 
-__all__ = ["AMD_BLOCK", "USUAL_L2", "block_bytes", "fetches_ahead"]
+__all__ = ["AMD_BLOCK", "L2_SIZE", "USUAL_L2", "block_bytes", "fetches_ahead"]
 
+# Where Linux says how large the L2 cache is, in KiB: "2048K".
+L2_SIZE = "/sys/devices/system/cpu/cpu0/cache/index2/size"
 USUAL_L2 = 1024 * 1024
 AMD_BLOCK = 2 * 1024 * 1024
 _AMD = ("znver", "bdver", "btver", "bobcat")
@@ -27,17 +29,19 @@ _AMD = ("znver", "bdver", "btver", "bobcat")
 
 def _l2_bytes():
     try:
-        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not Linux
-        size = 0
-    return size if size > 0 else USUAL_L2
+        with open(L2_SIZE) as size:
+            return 1024 * int(size.read().strip().removesuffix("K"))
+    except (OSError, ValueError):  # another system
+        return USUAL_L2
 
 
+@lru_cache(maxsize=1)  # which takes as long as to normalize a small image
 def fetches_ahead():
     """Return whether a fused step fetches its next block while it writes one."""
     return llvm.get_host_cpu_name().startswith(_AMD)
 
 
+@lru_cache(maxsize=1)
 def block_bytes():
     """Return how many bytes of data a fused step takes at a time."""
     return AMD_BLOCK if fetches_ahead() else _l2_bytes() // 2
