@@ -32,18 +32,20 @@ def _cpu():
         lines = dict(line.split(":", 1) for line in info if ":" in line)
     named = {key.strip(): value.strip() for key, value in lines.items()}
     vectors = next((v for v in ("avx512f", "avx2") if v in named.get("flags", "").split()), "")
+    caches = _caches()
     return {
         "model": named.get("model name", platform.processor()),
         "vectors": vectors,
-        "last_level_cache": _last_level_cache(),
+        "second_level_cache": caches.get(2, "unknown"),
+        "last_level_cache": caches[max(caches)] if caches else "unknown",
     }
 
 
-def _last_level_cache():
+def _caches():
+    """Sizes by level, as the kernel gives them; of the first level, either of the two."""
     # "cache size" of /proc/cpuinfo is that of the second level on some processors.
     caches = pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")
-    sizes = {(c / "level").read_text(): (c / "size").read_text().strip() for c in caches}
-    return sizes[max(sizes)] if sizes else "unknown"
+    return {int((c / "level").read_text()): (c / "size").read_text().strip() for c in caches}
 
 
 def _git(*args):

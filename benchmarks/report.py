@@ -144,7 +144,8 @@ def _machine(environment):
     cpu = environment["cpu"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     return (
-        f"{cpu['model']} ({cpu['vectors']}, last-level cache {cpu['last_level_cache']}), "
+        f"{cpu['model']} ({cpu['vectors']}, caches {cpu['second_level_cache']} and "
+        f"{cpu['last_level_cache']}), "
         f"{environment['threads']} threads, {environment['system']}; {versions}; Numba threading "
         f"layer {environment['threading_layer']}; commit {environment['commit']}, "
         f"{environment['date']}."

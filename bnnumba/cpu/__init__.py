@@ -32,8 +32,9 @@ PARALLEL_SIZE = 262144
 # of eight each, in the rc view as three numbers.
 BLOCK_NCS, BLOCK_RC = 64, 2048
 # From this size on, outputs are written past the caches: reading the lines that are about to be
-# overwritten cost a third of the time (25 MB: 2.6 ms against 1.5). Smaller ones fit in the
-# last-level cache of a server, besides the input (6.4 MB: 0.42 ms past the cache against 0.18).
+# overwritten cost a third of the time (25 MB: 2.6 ms against 1.5; 13 MB: 1.16 against 0.86).
+# Smaller ones fit in the last-level cache of a server, besides the input (6.4 MB: 0.42 ms past the
+# cache against 0.18).
 STREAM_BYTES = 12 * 1024 * 1024
 
 
