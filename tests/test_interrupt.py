@@ -136,8 +136,8 @@ def test_a_real_interrupt_is_raised_and_the_process_goes_on():
             mean, var = np.zeros(64), np.ones(64)
             calls = 0
             presser = threading.Thread(target=press, args=(0.001 * attempt,))
-            presser.start()
             try:
+                presser.start()  # which may be what the first signal interrupts
                 while True:
                     bn.batch_norm_training(x, running_mean=mean, running_var=var)
                     calls += 1
