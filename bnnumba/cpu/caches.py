@@ -9,8 +9,8 @@ CPU                    block                                  next block
 =====================  =====================================  =======================
 AMD (Zen 4, L2 1 MiB)  2 MiB, of which a part is in L3        fetched while writing:
                        (half of L2: 4 to 20 % longer)         5.7 ms against 6.9
-others (Intel Xeon,    half of L2 (all of it: 25 to 40 %      not fetched: 4.5 ms
-L2 2 MiB)              longer, L3 being far away)             against 5.0, for 103 MB
+others (Intel Xeon,    half of L2 (all of it, and fetching    not fetched: 4.5 ms
+L2 2 MiB)              ahead: 16 to 48 % longer than half)    against 5.0, for 103 MB
 =====================  =====================================  =======================
 """
 
