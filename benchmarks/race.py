@@ -1,7 +1,7 @@
 """Fair timing: all entrants of a case, side by side, in one process, in many short rounds.
 
-In each round every entrant runs once unmeasured (which wakes its threads and brings the data to
-where its own loop would have left it), then measured. The order changes from round to round, so
+In each round every entrant runs unmeasured (which wakes its threads and brings data and code to
+where its own loop would have left them), then measured. The order changes from round to round, so
 drift of the machine meets all alike, and ratios are taken round by round. pytest-benchmark gets
 the measured times through `Replay`, which plays them back on a clock of its own.
 """
@@ -17,7 +17,10 @@ import pytest
 from . import oracle
 from .peers import Unavailable, entrants
 
-_SAMPLE = 300e-6  # shorter calls are repeated until one sample takes this long
+_SAMPLE = 500e-6  # shorter calls are repeated until one sample takes this long
+# Calls before a sample of several: after others had used the caches, one of 90 us took 336, 147 and
+# 103 at first, even in Python code alone. A long call begins anew each time.
+_WARM_UP = 3
 _SETTLE = 1e-3  # seconds in which the threads of the previous entrant fall asleep
 _ROUNDS = range(7, 42)
 _SLOW, _FEWEST = 5, 3  # an entrant this many times slower than the median one gets few rounds
@@ -59,6 +62,9 @@ class Race:
             return _OTHERS
         return _OWN_MOMENTS if self.case.op == "moments" else _OWN[entrant.dtype]
 
+    def _warm_up(self, name):
+        return 1 if self.iterations[name] == 1 else _WARM_UP
+
     def run(self, budget):
         """Time everyone whose result is right, for about `budget` seconds together."""
         runners = {n: e.call for n, e in self.entrants.items() if n not in self.wrong}
@@ -66,7 +72,7 @@ class Race:
         for name, call in runners.items():
             once = min(_timed(call, 1) for _ in range(2))
             self.iterations[name] = max(1, int(_SAMPLE / once))
-            cost[name] = once + once * self.iterations[name] + _SETTLE
+            cost[name] = once * (self._warm_up(name) + self.iterations[name]) + _SETTLE
         typical = statistics.median(cost.values())
         slow = {n for n, c in cost.items() if c > _SLOW * typical and not self.entrants[n].own}
         together = sum(c for name, c in cost.items() if name not in slow)
@@ -83,8 +89,8 @@ class Race:
                 for name in order:
                     if turn < last[name]:
                         time.sleep(_SETTLE)
-                        runners[name]()
                         n = self.iterations[name]
+                        _timed(runners[name], self._warm_up(name))
                         self.times[name].append(_timed(runners[name], n) / n)
         finally:
             gc.enable()

@@ -40,7 +40,9 @@ def write_header(path: Path, levels: list[str]) -> None:
     constants = {
         "PARALLEL_SIZE": cpu.PARALLEL_SIZE,
         "USUAL_L2": caches.USUAL_L2,
-        "AMD_BLOCK": caches.AMD_BLOCK,
+        "USUAL_SHARE": caches.USUAL_SHARE,
+        "ZEN_4_BLOCK": caches.ZEN_4_BLOCK,
+        "SPILL": caches.SPILL,
         "WORKSPACE": moments.WORKSPACE,
         "PARTIAL_ROWS": entries.PARTIAL_ROWS,
         "REPEATED": simd.REPEATED,
@@ -56,7 +58,7 @@ def write_header(path: Path, levels: list[str]) -> None:
 #include <stdint.h>
 
 #define PACKAGE_VERSION "{__version__}"
-#define L2_SIZE "{caches.L2_SIZE}"
+#define CACHE_SIZE "{caches.SIZE.format("%d")}"
 #define FIELDS "{" ".join(entries.FIELDS)}"
 {defines}
 

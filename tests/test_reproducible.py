@@ -44,13 +44,15 @@ def test_set_num_threads_changes_no_bit(shape, axis, dtype):
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-@pytest.mark.parametrize("block_bytes", [1, 100_000, 1 << 40])
-def test_bits_do_not_depend_on_the_caches(block_bytes, ahead, dtype, monkeypatch):
+@pytest.mark.parametrize(
+    ("block_bytes", "spill_bytes"), [(1, 1), (1, 1 << 40), (100_000, 400_000), (1 << 40, 1)]
+)
+def test_bits_do_not_depend_on_the_caches(block_bytes, spill_bytes, ahead, dtype, monkeypatch):
     shape, axis = (4, 24, 64, 64), 1
     arguments = workload.inputs(shape, axis, dtype)
     expected = workload.compute(*arguments, axis)
-    monkeypatch.setattr(caches, "block_bytes", lambda: block_bytes)
-    monkeypatch.setattr(caches, "fetches_ahead", lambda: ahead)
+    found = caches.Caches(block_bytes, spill_bytes, shared=1 << 62, ahead=ahead)
+    monkeypatch.setattr(caches, "found", lambda: found)
     try:
         cpu._choose.cache_clear()
         got = workload.compute(*arguments, axis)
@@ -58,18 +60,6 @@ def test_bits_do_not_depend_on_the_caches(block_bytes, ahead, dtype, monkeypatch
         cpu._choose.cache_clear()
     for a, b in zip(got, expected, strict=True):
         assert same_bits(a, b)
-
-
-@pytest.mark.parametrize(
-    ("said", "size"), [("512K\n", 512 * 1024), ("", caches.USUAL_L2), (None, caches.USUAL_L2)]
-)
-def test_a_system_that_does_not_tell_its_cache_gets_the_usual_one(
-    said, size, tmp_path, monkeypatch
-):
-    if said is not None:
-        (tmp_path / "size").write_text(said)
-    monkeypatch.setattr(caches, "L2_SIZE", str(tmp_path / "size"))
-    assert caches._l2_bytes() == size
 
 
 @pytest.mark.slow

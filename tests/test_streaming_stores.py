@@ -49,8 +49,9 @@ def _steps(x, dy, weight, bias, out):
 
 @pytest.fixture
 def streaming(monkeypatch):
-    def switch(on):
-        monkeypatch.setattr(cpu, "STREAM_BYTES", 0 if on else 1 << 62)
+    def switch(on, ahead=False):
+        found = caches.Caches(1 << 19, 1 << 19, 0 if on else 1 << 62, ahead)
+        monkeypatch.setattr(caches, "found", lambda: found)
         cpu._choose.cache_clear()
 
     yield switch
@@ -67,12 +68,11 @@ def test_streamed_outputs_are_the_same_wherever_they_begin(
 ):
     if parallel:
         monkeypatch.setattr(cpu, "PARALLEL_SIZE", 0)
-    monkeypatch.setattr(caches, "fetches_ahead", lambda: parallel)
     x, dy = normal(shape, dtype), normal(shape, dtype, seed=1)
     weight, bias = parameters(shape[1])
-    streaming(False)
+    streaming(False, ahead=parallel)
     expected = [step.copy() for step in _steps(x, dy, weight, bias, np.empty_like(x))]
-    streaming(True)
+    streaming(True, ahead=parallel)
     for buffer, out in _outputs(x, gap):
         for got, right in zip(_steps(x, dy, weight, bias, out), expected, strict=True):
             assert got is out

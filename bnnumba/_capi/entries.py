@@ -23,12 +23,12 @@ from ..cpu.simd import REPEATED
 
 __all__ = ["DTYPES", "FIELDS", "FLOATS", "SIGNATURE", "entry", "names"]
 
-# Addresses are integers here; strides are in bytes.
+# Addresses are integers here; strides are in bytes; what caches bear is `bnnumba.cpu.caches`'s.
 FIELDS = (
     *("x", "dy", "y"),  # addresses of data
     *("n", "c", "s"),  # a view x[r, c] has n = r and s = 1
     *("x_n", "x_c", "dy_n", "dy_c", "y_n", "y_c"),
-    *("block_bytes", "fetches_ahead"),  # of `bnnumba.cpu.caches`
+    *("inputs", "block_bytes", "spill_bytes", "shared_bytes", "fetches_ahead"),
     *("block", "ahead", "streaming"),  # written by `choose`
     # the plan, which `choose` writes anew for a step that only writes
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
@@ -158,18 +158,17 @@ def _data_entries(kind, size, precision, rank):
         return _dense(types.float64, _address(work), (job.block * moments.WORKSPACE,))
 
     def choose(begin, end, pointer, work):
-        # `begin` is the number of inputs of a fused step, or what stands for it (`bnnumba.cpu`);
-        # `end` is the number of threads.
+        # `begin` is the kind of step (`bnnumba.cpu`), `end` the number of threads.
         job = _job_at(pointer)
         x = data(job, job.x, job.x_n, job.x_c)
-        if begin > 0:
-            job.block = _fused_block(x, begin, end, job.block_bytes)
+        if begin == cpu.FUSED:
+            job.block = _fused_block(x, job.inputs, end, job.block_bytes, job.spill_bytes)
         else:
             if begin == cpu.WRITES:
                 _write_plan(job, _plan_writes(job.n, job.c, job.s, end))
             job.block = _split_block(x, begin, job.slabs, end)
         job.ahead = job.block if job.fetches_ahead else 0
-        job.streaming = _streaming(x)
+        job.streaming = _streaming(x, begin, job.inputs, job.shared_bytes)
 
     def forward(begin, end, pointer, work):
         job = _job_at(pointer)

@@ -31,16 +31,14 @@ PARALLEL_SIZE = 262144
 # Channels per block at most: their accumulators must stay close, in the ncs view as three vectors
 # of eight each, in the rc view as three numbers.
 BLOCK_NCS, BLOCK_RC = 64, 2048
-# From this size on, outputs are written past the caches: reading the lines that are about to be
-# overwritten cost a third of the time (25 MB: 2.6 ms against 1.5; 13 MB: 1.16 against 0.86).
-# Smaller ones fit in the last-level cache of a server, besides the input (6.4 MB: 0.42 ms past the
-# cache against 0.18).
-STREAM_BYTES = 12 * 1024 * 1024
+# What a step is: two sweeps over each block of channels; sums over slabs, for its next step; or one
+# that needs no sum, for which rows of any number of channels are one run.
+FUSED, SUMS, WRITES = 0, 1, 2
 
 
-def _plan(x, inputs, workers):
+def _plan(x, kind, workers):
     s = x.shape[2] if x.ndim == 3 else 1
-    if inputs == WRITES:
+    if kind == WRITES:
         return plan_writes(x.shape[0], x.shape[1], s, workers)
     return plan_ncs(x.shape[0], s) if x.ndim == 3 else plan_rc(x.shape[0])
 
@@ -53,8 +51,10 @@ def _even(items, size, total, workers):
     return 30 * workers * -(-items // workers) * size <= 31 * total
 
 
-def _fused_block(x, arrays, workers, block_bytes):
+def _fused_block(x, inputs, workers, block_bytes, spill_bytes):
     """Return how many channels a fused step takes at a time, or 0 if it is better not fused.
+
+    They have `block_bytes`, or up to `spill_bytes` where their rows would else be short.
 
     In the rc view neighbouring channels share cache lines, and a block narrow enough to stay in the
     cache would read them piecemeal: two sweeps over whole rows were twice as fast. What stays in
@@ -67,18 +67,20 @@ def _fused_block(x, arrays, workers, block_bytes):
         return min(channels, BLOCK_NCS)
     if workers > 1 and channels < 2 * workers:
         return 0
-    channel_bytes = x.size // channels * x.itemsize * arrays
-    block = max(1, min(block_bytes // channel_bytes, BLOCK_NCS, channels // (4 * workers)))
+    channel_bytes = x.size // channels * x.itemsize * inputs
+    long_run = -(-caches.LONG_RUN // (x.shape[2] * x.itemsize))
+    block = max(block_bytes // channel_bytes, min(long_run, spill_bytes // channel_bytes))
+    block = max(1, min(block, BLOCK_NCS, channels // (4 * workers)))
     while block > 1 and not _even(-(-channels // block), block, channels, workers):
         block -= 1
     return block
 
 
-def _split_block(x, inputs, slabs, workers):
+def _split_block(x, kind, slabs, workers):
     """Return how many channels a step takes at a time that is cut into slabs as well."""
     channels = x.shape[1]
     most = BLOCK_RC if x.ndim == 2 else BLOCK_NCS
-    blocks = 1 if inputs == WRITES else -(-channels // most)
+    blocks = 1 if kind == WRITES else -(-channels // most)
     block = -(-channels // blocks)
     # Narrow blocks are read piecemeal, so that there are only as many as the threads can share.
     while block > 1 and not _even(slabs * blocks, block, slabs * channels, workers):
@@ -87,14 +89,14 @@ def _split_block(x, inputs, slabs, workers):
     return block
 
 
-def _streaming(out):
-    """Return whether to write an output past the caches."""
-    return out.size * out.itemsize >= STREAM_BYTES
+def _streaming(out, kind, inputs, shared_bytes):
+    """Return whether to write an output past the caches: it does not fit into them with the inputs.
 
-
-# What stands for the number of inputs in a step that is split: no sum over a channel is needed
-# before its next step, or there is none at all, and rows of any number of channels are one run.
-SUMS, WRITES = 0, -1
+    Written there, the lines that are about to be overwritten need not be read first. What a fused
+    step reads twice counts twice (13 MB of 32: up to a fifth longer in the cache).
+    """
+    arrays = 2 * inputs + 1 if kind == FUSED else inputs + 1
+    return arrays * out.size * out.itemsize > shared_bytes
 
 
 class _Extents(NamedTuple):
@@ -107,32 +109,32 @@ class _Extents(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _choose(shape, itemsize, inputs, workers):
+def _choose(shape, itemsize, kind, inputs, workers):
     """Return the block of a step, how far ahead it fetches, its plan, and whether to stream.
 
-    `inputs` is their number in a fused step, and else `SUMS` or `WRITES`. This is kept for each
-    shape: to make the choice takes longer than to work on a small array.
+    This is kept for each shape: to make the choice takes longer than to work on a small array.
     """
     x = _Extents(shape, len(shape), math.prod(shape), itemsize)
-    plan = _plan(x, inputs, workers)
-    if inputs > 0:
-        block = _fused_block(x, inputs, workers, caches.block_bytes())
+    plan = _plan(x, kind, workers)
+    here = caches.found()
+    if kind == FUSED:
+        block = _fused_block(x, inputs, workers, here.block, here.spill)
     else:
-        block = _split_block(x, inputs, plan[0], workers)
-    ahead = block if caches.fetches_ahead() else 0
-    return block, ahead, plan, _streaming(x)
+        block = _split_block(x, kind, plan[0], workers)
+    ahead = block if here.ahead else 0
+    return block, ahead, plan, _streaming(x, kind, inputs, here.shared)
 
 
-def _choice(x, inputs):
+def _choice(x, kind, inputs):
     """Return whether a step is worth threads, and what `_choose` says."""
     large = x.size >= PARALLEL_SIZE
-    return large, *_choose(x.shape, x.itemsize, inputs, threads.count() if large else 1)
+    return large, *_choose(x.shape, x.itemsize, kind, inputs, threads.count() if large else 1)
 
 
 def forward(x, weight, bias, eps, y):
     """Write the normalized `x` to `y` and return the stats of the batch."""
     stats = np.empty((3, x.shape[1]))
-    large, block, ahead, plan, streaming = _choice(x, 1)
+    large, block, ahead, plan, streaming = _choice(x, FUSED, 1)
     if block:
         threads.run(
             parallel.forward, large, x, block, ahead, plan, weight, bias, eps, stats, y, streaming
@@ -145,19 +147,19 @@ def forward(x, weight, bias, eps, y):
 
 def collect_moments(x, eps, stats):
     """Write mean, m2 and invstd of each channel to `stats`."""
-    large, block, _, plan, _ = _choice(x, SUMS)
+    large, block, _, plan, _ = _choice(x, SUMS, 1)
     threads.run(parallel.collect, large, x, block, plan, eps, stats)
 
 
 def normalize(x, weight, bias, mean, invstd, y):
     """Write (x - mean) * invstd * weight + bias to `y`."""
-    large, block, _, plan, streaming = _choice(x, WRITES)
+    large, block, _, plan, streaming = _choice(x, WRITES, 1)
     threads.run(parallel.normalize, large, x, block, plan, weight, bias, mean, invstd, y, streaming)
 
 
 def backward(x, dy, weight, stats, dx, dweight, dbias):
     """Write the gradients of a batch that was normalized by its own statistics."""
-    large, block, ahead, plan, streaming = _choice(x, 2)
+    large, block, ahead, plan, streaming = _choice(x, FUSED, 2)
     if block:
         threads.run(
             parallel.backward, large, x, dy, block, ahead, plan, weight, stats, dx, dweight,
@@ -172,13 +174,13 @@ def backward(x, dy, weight, stats, dx, dweight, dbias):
 
 def backward_reduce(x, dy, mean, invstd, sums, dweight, dbias):
     """Write sum_dy and sum_dy_xmu to `sums`, and the gradients of the parameters."""
-    large, block, _, plan, _ = _choice(x, SUMS)
+    large, block, _, plan, _ = _choice(x, SUMS, 2)
     threads.run(parallel.reduce, large, x, dy, block, plan, mean, invstd, sums, dweight, dbias)
 
 
 def backward_input(x, dy, weight, mean, invstd, sums, count, dx):
     """Write the gradient of the input, given the sums over `count` values per channel."""
-    large, block, _, plan, streaming = _choice(x, WRITES)
+    large, block, _, plan, streaming = _choice(x, WRITES, 2)
     threads.run(
         parallel.input_gradient, large, x, dy, block, plan, weight, mean, invstd, sums,
         float(count), dx, streaming,

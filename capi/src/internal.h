@@ -143,9 +143,12 @@ void bn_narrow(bnnumba_dtype dtype, const double *from, int64_t c, void *to);
 
 /* --- caches.c -------------------------------------------------------------------------------- */
 
-/* How many bytes of data a fused step takes at a time, and whether it fetches the next ones. */
-int64_t bn_block_bytes(void);
-int64_t bn_fetches_ahead(void);
+/* What the steps go by, in bytes; see bnnumba/cpu/caches.py. */
+typedef struct caches {
+    int64_t block, spill, shared, ahead;
+} caches;
+
+const caches *bn_caches(void);
 
 /* --- threads.c ------------------------------------------------------------------------------- */
 

@@ -102,7 +102,7 @@ bnnumba_status bn_shared(kernel_id id, job *j)
 static bnnumba_status plan(running_step *r, const batch *b, const data *x, const data *dy,
                            const data *y)
 {
-    r->j = (job){.n = b->n, .c = b->c, .s = b->s, .count = b->n * b->s};
+    r->j = (job){.n = b->n, .c = b->c, .s = b->s, .count = b->n * b->s, .inputs = dy ? 2 : 1};
     r->j.x = ADDRESS(x->address), r->j.x_n = x->n_stride, r->j.x_c = x->c_stride;
     if (dy)
         r->j.dy = ADDRESS(dy->address), r->j.dy_n = dy->n_stride, r->j.dy_c = dy->c_stride;
@@ -111,25 +111,24 @@ static bnnumba_status plan(running_step *r, const batch *b, const data *x, const
     return bn_shared(b->rc ? KERNEL_plan_rc : KERNEL_plan_ncs, &r->j);
 }
 
-/* What stands for the number of inputs of a step that is split, as in bnnumba/cpu/__init__.py. */
-enum { SUMS = 0, WRITES = -1 };
+/* The kinds of steps, as in bnnumba/cpu/__init__.py. */
+typedef enum kind { FUSED, SUMS, WRITES } kind;
 
-/*
- * Choose the block and the threads of a step: `inputs` is their number in one that takes blocks of
- * channels (block 0 says that it is better not fused), SUMS or WRITES in one that takes slabs as well.
- */
-static bnnumba_status choose(running_step *r, const batch *b, step what, int inputs)
+/* Choose the block and the threads of a step; block 0 says that it is better not fused. */
+static bnnumba_status choose(running_step *r, const batch *b, step what, kind how)
 {
     kernel *decide;
     int64_t size = b->n * b->c * b->s;
     TRY(bn_kernel(step_kernel(b, CHOOSE), &decide));
     TRY(bn_kernel(step_kernel(b, what), &r->run));
     r->threads = bn_enter(size);
-    r->j.block_bytes = bn_block_bytes(), r->j.fetches_ahead = bn_fetches_ahead();
-    decide(inputs, r->threads, &r->j, NULL);
+    const caches *here = bn_caches();
+    r->j.block_bytes = here->block, r->j.spill_bytes = here->spill;
+    r->j.shared_bytes = here->shared, r->j.fetches_ahead = here->ahead;
+    decide(how, r->threads, &r->j, NULL);
     if (r->j.block)
-        r->items = (b->c + r->j.block - 1) / r->j.block * (inputs > 0 ? 1 : r->j.slabs);
-    r->stride = inputs == WRITES ? 0 : r->j.block * WORKSPACE;
+        r->items = (b->c + r->j.block - 1) / r->j.block * (how == FUSED ? 1 : r->j.slabs);
+    r->stride = how == WRITES ? 0 : r->j.block * WORKSPACE;
     return BNNUMBA_OK;
 }
 
@@ -203,7 +202,7 @@ bnnumba_status bn_forward(const batch *b, const data *x, const double *weight, c
 {
     running_step r;
     TRY(plan(&r, b, x, NULL, y));
-    TRY(choose(&r, b, FORWARD, 1));
+    TRY(choose(&r, b, FORWARD, FUSED));
     if (!r.j.block) {
         bn_leave(r.threads);
         TRY(bn_collect(b, x, eps, stats));
@@ -286,7 +285,7 @@ bnnumba_status bn_backward(const batch *b, const data *x, const data *dy, const 
 {
     running_step r;
     TRY(plan(&r, b, x, dy, dx));
-    TRY(choose(&r, b, BACKWARD, 2));
+    TRY(choose(&r, b, BACKWARD, FUSED));
     if (!r.j.block) {
         bn_leave(r.threads);
         return backward_in_two(b, x, dy, weight, stats, dx, dweight, dbias);
