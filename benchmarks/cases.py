@@ -105,8 +105,9 @@ class Data:
             return array.reshape(array.shape[0], channels, -1)
         return array.reshape(-1, channels, 1)
 
+    @functools.cached_property
     def out(self):
-        """A new array like x whose pages exist already."""
+        """An array like x whose pages exist already, which all write to: pages differ in speed."""
         return np.ones_like(self.x)
 
     def typed(self, dtype):

@@ -44,7 +44,7 @@ def bnnumba(case, data, dtype="float32", reuse=True):
     bn = load("bnnumba")
     data = data.typed(dtype)
     parameters = data.weight, data.bias
-    out = data.out() if reuse and case.op != "moments" else None
+    out = data.out if reuse and case.op != "moments" else None
 
     def moments(m):
         return {"mean": m.mean, "var": m.var()}
@@ -189,14 +189,14 @@ def pytorch(case, data, reuse=False):
         args = dy, x, weight, None, None, *saved, True, EPS, (True, True, True)
         if reuse:
             like = torch.empty_like(saved[0]), torch.empty_like(saved[0])
-            outs = dict(zip(("out0", "out1", "out2"), (tensor(data.out()), *like), strict=True))
+            outs = dict(zip(("out0", "out1", "out2"), (tensor(data.out), *like), strict=True))
             call = functools.partial(backward.out, *args, **outs)
         else:
             call = functools.partial(backward.default, *args)
         return Entrant(call, reads("dx", "dweight", "dbias"))
 
     if reuse:
-        out = tensor(data.out()), *(torch.empty(case.shape[1] if training else 0) for _ in "mv")
+        out = tensor(data.out), *(torch.empty(case.shape[1] if training else 0) for _ in "mv")
         args = x, weight, bias, *statistics, training, 0.0, EPS
         call = functools.partial(torch.native_batch_norm, *args, out=out)
         return Entrant(call, var if training else lambda v: reads("y")(v[:1]))
@@ -231,7 +231,7 @@ def one_dnn(case, data, layout):
         return np.zeros(channels, np.float32)
 
     x = held(data.x)
-    out = np.ones_like(x)
+    out = np.ones_like(x) if block else data.out
     forward = functools.partial(
         onednn.forward, dims, tag, x, out, weight=data.weight, bias=data.bias, eps=EPS
     )
@@ -266,7 +266,7 @@ def standard_scaler(case, data):
 
 
 def copy(case, data, name):
-    y = data.out()
+    y = data.out
     call = ceilings.copies(data.x, y)[name]
     return Entrant(
         call, lambda _: {"y": data.view(y)}, own=True, right=lambda: {"y": data.view(data.x)}

@@ -12,15 +12,16 @@ import random
 import statistics
 import time
 
+import numpy as np
 import pytest
 
 from . import oracle
 from .peers import Unavailable, entrants
 
 _SAMPLE = 500e-6  # shorter calls are repeated until one sample takes this long
-# Calls before a sample of several: after others had used the caches, one of 90 us took 336, 147 and
-# 103 at first, even in Python code alone. A long call begins anew each time.
-_WARM_UP = 3
+# Before a sample, calls that are not measured take this long (at least one): after others had used
+# the caches, a call of 90 us took 336, 147 and 103 at first, Python's part of it no less.
+_WARM_UP = 2e-3
 _SETTLE = 1e-3  # seconds in which the threads of the previous entrant fall asleep
 _ROUNDS = range(7, 42)
 _SLOW, _FEWEST = 5, 3  # an entrant this many times slower than the median one gets few rounds
@@ -54,7 +55,9 @@ class Race:
                     self.wrong[name] = f"wrong by {error:.2g} (allowed {allowed:.2g})"
 
     def _check(self, entrant, data):
-        expected = entrant.right or (lambda: data.typed(entrant.dtype).expected(self.case.op))
+        typed = data.typed(entrant.dtype)
+        typed.out.fill(np.nan)  # what the entrant before wrote there
+        expected = entrant.right or (lambda: typed.expected(self.case.op))
         return oracle.error(entrant.results(entrant.call()), expected())
 
     def _tolerance(self, entrant):
@@ -62,17 +65,15 @@ class Race:
             return _OTHERS
         return _OWN_MOMENTS if self.case.op == "moments" else _OWN[entrant.dtype]
 
-    def _warm_up(self, name):
-        return 1 if self.iterations[name] == 1 else _WARM_UP
-
     def run(self, budget):
         """Time everyone whose result is right, for about `budget` seconds together."""
         runners = {n: e.call for n, e in self.entrants.items() if n not in self.wrong}
-        cost = {}
+        cost, warm_up = {}, {}
         for name, call in runners.items():
             once = min(_timed(call, 1) for _ in range(2))
             self.iterations[name] = max(1, int(_SAMPLE / once))
-            cost[name] = once * (self._warm_up(name) + self.iterations[name]) + _SETTLE
+            warm_up[name] = max(1, int(_WARM_UP / once))
+            cost[name] = once * (warm_up[name] + self.iterations[name]) + _SETTLE
         typical = statistics.median(cost.values())
         slow = {n for n, c in cost.items() if c > _SLOW * typical and not self.entrants[n].own}
         together = sum(c for name, c in cost.items() if name not in slow)
@@ -90,7 +91,7 @@ class Race:
                     if turn < last[name]:
                         time.sleep(_SETTLE)
                         n = self.iterations[name]
-                        _timed(runners[name], self._warm_up(name))
+                        _timed(runners[name], warm_up[name])
                         self.times[name].append(_timed(runners[name], n) / n)
         finally:
             gc.enable()

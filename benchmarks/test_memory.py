@@ -41,7 +41,7 @@ def _peak(call):
 
 def _calls(bn, data):
     parameters = data.weight, data.bias
-    out, axis = data.out(), data.axis
+    out, axis = data.out, data.axis
     _, saved = bn.batch_norm_training(data.x, *parameters, axis=axis)
     return {
         "training": lambda: bn.batch_norm_training(data.x, *parameters, axis=axis, out=out),

@@ -129,8 +129,9 @@ typedef struct workspace {
     void *allocated; /* NULL where `small` is enough */
     double *memory;
     int64_t used;
-    /* Two allocations took a quarter of the time of a call on 8 values. */
-    double small[SMALL_WORKSPACE];
+    /* Two allocations took a quarter of the time of a call on 8 values. Coefficients, which come first,
+       begin on a cache line: from two lines each, 12 MB of 64 channels took 1.7 times as long. */
+    double small[SMALL_WORKSPACE] __attribute__((aligned(CACHE_LINE)));
 } workspace;
 
 bnnumba_status bn_reserve(workspace *w, int64_t doubles);
