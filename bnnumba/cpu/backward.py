@@ -11,7 +11,7 @@ The sums are float64; dx is a * dy + b * (x - center) + rest with coefficients p
 """
 
 from .jit import by_rank, inlined
-from .moments import WORKSPACE, load_lanes, row_group
+from .moments import WORKSPACE, row_group
 from .normalize import repeat_first, side_by_side, store_live
 from .plan import slab_bounds
 from .simd import (
@@ -24,6 +24,7 @@ from .simd import (
     load,
     load_f64,
     load_f64_part,
+    load_lanes,
     load_part,
     prefetch,
     prefetch_block,
@@ -181,16 +182,17 @@ def parameter_gradients(begin, end, invstd, sums, dweight, dbias):
 @inlined
 def input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs):
     """Write ``coefs[:, c] = center, a, b, rest``, so that dx = a * dy + b * (x - center) + rest."""
+    share = 1.0 / count
     for c in range(begin, end):
         a = invstd[c]
         if weight.size:
             a *= weight[c]
-        b = -a * (invstd[c] * invstd[c]) * (sums[1, c] / count)
+        b = -a * (invstd[c] * invstd[c]) * (sums[1, c] * share)
         center = rounded(coefs, mean[c])
         coefs[0, c] = center
         coefs[1, c] = a
         coefs[2, c] = b
-        coefs[3, c] = -a * (sums[0, c] / count) - b * (mean[c] - center)
+        coefs[3, c] = -a * (sums[0, c] * share) - b * (mean[c] - center)
     repeat_first(begin, end, coefs)
 
 

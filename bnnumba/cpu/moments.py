@@ -27,6 +27,7 @@ from .simd import (
     hsum,
     load_f64,
     load_f64_part,
+    load_lanes,
     prefetch,
     prefetch_block,
     prefetch_distance,
@@ -34,6 +35,7 @@ from .simd import (
     row_at,
     splat_f64,
     store,
+    store_lanes,
 )
 
 # Rows of a chunk whose mean is the pivot, in the rc view.
@@ -182,12 +184,6 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
 
 
 @inlined
-def load_lanes(row, i, live):
-    """Return the first `live` of 8 lanes, as float64, and zeros."""
-    return load_f64(row, i) if live >= 8 else load_f64_part(row, i, live)
-
-
-@inlined
 def row_group(x, width):
     """Return how many rows of x[r, c] are taken at a time.
 
@@ -208,8 +204,8 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     zero = splat_f64(0.0)
     group = row_group(x, end - begin)
     n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
-    for c in range(begin, end):
-        origin[c] = first_of(row_at(x, (0,)), c)
+    for c in range(begin, end, 8):
+        store_lanes(origin, c, end - c, load_lanes(row_at(x, (0,)), c, end - c))
     count = 0
     for row0 in range(n0, n1, plan[4]):
         row1 = min(n1, row0 + plan[4])

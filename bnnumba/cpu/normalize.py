@@ -14,14 +14,18 @@ from .simd import (
     REPEATED,
     blend,
     fma,
+    inverse_root,
     lanes,
     load,
+    load_lanes,
     load_part,
     prefetch,
     rounded,
     row_at,
     splat,
+    splat_f64,
     store,
+    store_lanes,
     store_part,
     stream,
     unaligned,
@@ -36,10 +40,12 @@ def inverse_std(var, eps):
 
 
 @inlined
-def write_inverse_std(begin, end, var, divisor, eps, invstd):
-    """Write 1 / sqrt(var / divisor + eps) for a range of channels."""
-    for c in range(begin, end):
-        invstd[c] = inverse_std(var[c] / divisor, eps)
+def write_inverse_std(begin, end, m2, count, eps, invstd):
+    """Write ``inverse_std(m2 / count, eps)`` for a range of channels."""
+    size, more = splat_f64(float(count)), splat_f64(eps)
+    for c in range(begin, end, 8):
+        spread = load_lanes(m2, c, end - c) / size + more
+        store_lanes(invstd, c, end - c, inverse_root(spread))
 
 
 @inlined

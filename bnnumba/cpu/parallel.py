@@ -10,7 +10,7 @@ from numba.extending import overload
 
 from .jit import Driver, Strided, inlined
 from .moments import WORKSPACE
-from .normalize import write_inverse_std
+from .normalize import inverse_std
 from .ranges import (
     backward_range,
     coefficients_range,
@@ -135,11 +135,10 @@ def _update_running(running_mean, running_var, batches, mean, m2, count, momentu
 
 
 def _constant_stats(mean, var, eps, stats):
-    channels = mean.size
-    for c in range(channels):
+    for c in range(mean.size):
         stats[0, c] = mean[c]
         stats[1, c] = var[c]
-    write_inverse_std(0, channels, stats[1], 1.0, eps, stats[2])
+        stats[2, c] = inverse_std(var[c], eps)
 
 
 # One call, which nothing interrupts, moves all running statistics; an empty array is left out.

@@ -27,6 +27,8 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from .jit import inlined
+
 __all__ = [
     "BLOCK",
     "REPEATED",
@@ -37,10 +39,12 @@ __all__ = [
     "f64x8",
     "fma",
     "hsum",
+    "inverse_root",
     "lanes",
     "load",
     "load_f64",
     "load_f64_part",
+    "load_lanes",
     "load_part",
     "prefetch",
     "prefetch_block",
@@ -50,6 +54,7 @@ __all__ = [
     "splat",
     "splat_f64",
     "store",
+    "store_lanes",
     "store_part",
     "stream",
     "unaligned",
@@ -383,6 +388,24 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
+def inverse_root(typingctx, value):
+    """Return 1 / sqrt of each lane, and 0 where it is 0."""
+
+    def codegen(context, builder, sig, args):
+        kind = args[0].type
+        suffix = {_FLOAT: "f32", _DOUBLE: "f64"}[kind.element]
+        root = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.v{kind.count}{suffix}"
+        )
+        one = _splat(builder, ir.Constant(kind.element, 1.0), kind.count)
+        inverse = builder.fdiv(one, builder.call(root, [args[0]]))
+        zero = ir.Constant(kind, None)
+        return builder.select(builder.fcmp_ordered("==", args[0], zero), zero, inverse)
+
+    return value(value), codegen
+
+
+@intrinsic
 def hsum(typingctx, value):
     """Return the sum of all lanes, added in halves: (0+4, 1+5, ...), then again."""
 
@@ -518,3 +541,18 @@ def prefetch_block(typingctx, array, index):
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen
+
+
+@inlined
+def load_lanes(row, i, live):
+    """Return the first `live` of 8 lanes, as float64, and zeros."""
+    return load_f64(row, i) if live >= 8 else load_f64_part(row, i, live)
+
+
+@inlined
+def store_lanes(row, i, live, value):
+    """Write the first `live` of 8 lanes of float64."""
+    if live >= 8:
+        store(row, i, value)
+    else:
+        store_part(row, i, live, value)
