@@ -20,8 +20,9 @@ _TITLES = {
 _HOW_TO_READ = """\
 Every result was compared with a float64 reference before it was timed; whoever was wrong has no
 time here. All entrants of a row ran side by side in one process, on the same number of threads,
-in many short rounds in changing order; a time is the median, a ratio the median of the rounds'
-ratios. `out=` writes to an existing output, "new" makes one in each call. *Times a copy* is the
+in many short rounds in changing order, each after some calls of its own that leave in the caches
+what fits; a time is the median, a ratio the median of the rounds' ratios. `out=` writes to an
+existing output, the same for all, "new" makes one in each call. *Times a copy* is the
 time in units of the fastest plain copy of x (two threads, with and without streaming stores, or
 one thread) in the same race, for moments of the fastest read. *GB/s* counts only the bytes that
 cannot be avoided: x once, y once; x, dy and dx for backward. The columns of peers say how many
