@@ -120,13 +120,15 @@ def test_running_moments_merge():
 def test_a_real_interrupt_is_raised_and_the_process_goes_on():
     run_python(
         """
-        import os, signal, threading, time
+        import faulthandler, os, signal, threading, time
         import numpy as np
         import bnnumba as bn
 
         x = np.random.default_rng(0).standard_normal((32, 64, 28, 28)).astype(np.float32)
         mean, var = np.zeros(64), np.ones(64)
         bn.batch_norm_training(x, running_mean=mean, running_var=var)
+
+        faulthandler.dump_traceback_later(200, exit=True)  # before the time is up
 
         def press(delay):
             time.sleep(delay)
@@ -138,9 +140,11 @@ def test_a_real_interrupt_is_raised_and_the_process_goes_on():
             presser = threading.Thread(target=press, args=(0.001 * attempt,))
             try:
                 presser.start()  # which may be what the first signal interrupts
-                while True:
+                until = time.monotonic() + 60
+                while time.monotonic() < until:
                     bn.batch_norm_training(x, running_mean=mean, running_var=var)
                     calls += 1
+                raise AssertionError(f"nothing was interrupted: {attempt}, {calls} calls")
             except KeyboardInterrupt:
                 pass
             presser.join()
