@@ -14,6 +14,7 @@ import numpy as np
 from . import caches, parallel, threads
 from .parallel import constant_stats, update_running
 from .plan import plan_ncs, plan_rc, plan_writes
+from .simd import PREFETCHED
 
 __all__ = [
     "backward",
@@ -69,7 +70,7 @@ def _fused_block(x, inputs, workers, block_bytes, spill_bytes):
     if workers > 1 and channels < 2 * workers:
         return 0
     channel_bytes = x.size // channels * x.itemsize * inputs
-    long_run = -(-caches.LONG_RUN // (x.shape[2] * x.itemsize))
+    long_run = -(-PREFETCHED // (x.shape[2] * x.itemsize))
     block = max(block_bytes // channel_bytes, min(long_run, spill_bytes // channel_bytes))
     block = max(1, min(block, BLOCK_NCS, channels // (4 * workers)))
     while block > 1 and not _even(-(-channels // block), block, channels, workers):

@@ -2,7 +2,7 @@
 
 A fused step sweeps a block of channels twice, and the second sweep should find the block in the
 cache. It then writes, and could meanwhile fetch the next block. A block is a run of memory in each
-image, and to jump from run to run is slow where runs are shorter than what is prefetched; a larger
+image, and to jump from run to run is slow where runs are shorter than `simd.PREFETCHED`; a larger
 block has longer runs. Which of these pays depends on how the CPU shares its memory:
 
 ========================  ==================  =======================  ===========================
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import llvmlite.binding as llvm
 
-__all__ = ["LONG_RUN", "SIZE", "SPILL", "USUAL_L2", "USUAL_SHARE", "ZEN_4_BLOCK", "Caches", "found"]
+__all__ = ["SIZE", "SPILL", "USUAL_L2", "USUAL_SHARE", "ZEN_4_BLOCK", "Caches", "found"]
 
 # Where Linux says how large a cache is, in KiB: "2048K".
 SIZE = "/sys/devices/system/cpu/cpu0/cache/index{}/size"
@@ -38,7 +38,6 @@ USUAL_L2 = 1 << 20
 USUAL_SHARE = 24 << 20
 ZEN_4_BLOCK = 2 << 20
 SPILL = 4 << 20
-LONG_RUN = 8192
 
 _ZEN_4 = {"znver1", "znver2", "znver3", "znver4"}
 
