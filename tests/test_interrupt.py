@@ -129,6 +129,8 @@ def test_a_real_interrupt_is_raised_and_the_process_goes_on():
         bn.batch_norm_training(x, running_mean=mean, running_var=var)
 
         faulthandler.dump_traceback_later(200, exit=True)  # before the time is up
+        # A shell starts what it runs in the background with interrupts ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def press(delay):
             time.sleep(delay)
