@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import cpu
-from .dispatch import NUMPY, Array, Library, library_of, overlap
+from .dispatch import Array, Library, library_of, overlap
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .layout import candidates, fits, nearest, shared_layout
 from .moments import Moments, check_moments
 from .validation import (
     SEEN_AS,
-    check_axis,
     check_channels,
     check_data,
     check_eps,
     check_out,
     check_real,
     check_running,
+    open_data,
 )
 
 __all__ = [
@@ -127,14 +127,6 @@ class Saved:
         return f"Saved(shape={shape}, axis={self._axis}, training={self.training})"
 
 
-def _open(x: Array, axis: int) -> tuple[Library, np.ndarray, int]:
-    """Return the library, the checked data as a NumPy array, and the axis from the front."""
-    library = NUMPY if type(x) is np.ndarray else library_of("x", x)
-    array = x if type(x) is np.ndarray else library.enter("x", x)
-    check_data("x", array)
-    return library, array, check_axis(axis, array.ndim)
-
-
 def _parameters(
     library: Library,
     channels: int,
@@ -152,10 +144,12 @@ def _parameters(
     scale = check_channels("weight", weight, library, channels)
     if bias is None:
         return scale, _NONE[scale.dtype]
-    shift = check_channels("bias", bias, library, channels)
-    if scale.dtype != shift.dtype:
-        return scale.astype(_DOUBLE), shift.astype(_DOUBLE)
-    return scale, shift
+    return _alike(scale, check_channels("bias", bias, library, channels))
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two arrays in one dtype, as kernels are compiled for."""
+    return (a, b) if a.dtype == b.dtype else (a.astype(_DOUBLE), b.astype(_DOUBLE))
 
 
 def _kept_weight(
@@ -331,7 +325,7 @@ def _training(
     out: Array | None,
 ) -> tuple[Array, Saved]:
     """Do `batch_norm_training`, and count the batch where running statistics are updated."""
-    library, array, axis = _open(x, axis)
+    library, array, axis = open_data(x, axis)
     channels = array.shape[axis]
     eps = check_eps(eps)
     count = array.size // channels if channels else 0
@@ -422,14 +416,17 @@ def batch_norm_inference(
     array([[0., 0.],
            [1., 2.]])
     """
-    library, array, axis = _open(x, axis)
+    library, array, axis = open_data(x, axis)
     channels = array.shape[axis]
     eps = check_eps(eps)
     if library.on_device:
         from . import on_device
 
         return on_device.inference(library, array, mean, var, weight, bias, eps, axis, out)
-    stats = _constant_stats(library, channels, "mean", mean, "var", var, eps)
+    center, spread = _alike(
+        check_channels("mean", mean, library, channels),
+        check_channels("var", var, library, channels),
+    )
     scale, shift = _parameters(library, channels, array.dtype, weight, bias)
     if out is None:
         y = np.empty_like(array)
@@ -438,7 +435,7 @@ def batch_norm_inference(
         overlap("out", y, "x", array)
     if array.size:
         (x_view,), y_view, pending = _views(axis, y, array)
-        cpu.normalize(x_view, scale, shift, stats[0], stats[2], y_view)
+        cpu.infer(x_view, scale, shift, center, spread, eps, y_view)
         if pending is not None:
             y[...] = pending
     return library.leave(y) if out is None else out
@@ -474,7 +471,7 @@ def saved_inference(
     out: Array | None,
 ) -> Saved:
     """Return what the backward pass of `batch_norm_inference` needs."""
-    library, array, axis = _open(x, axis)
+    library, array, axis = open_data(x, axis)
     channels = array.shape[axis]
     eps = check_eps(eps)
     if library.on_device:
@@ -642,7 +639,7 @@ def batch_norm(
         if value is None:
             msg = f"{name}: expected an array, as training is False, got None"
             raise BnnumbaTypeError(msg)
-    library, array, _ = _open(x, 1)
+    library, array, _ = open_data(x, 1)
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
         check_channels(name, value, library, array.shape[1])
     return batch_norm_inference(x, running_mean, running_var, weight, bias, eps=eps)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from . import cpu
-from .dispatch import NUMPY, Array, library_of
+from .dispatch import Array
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .layout import candidates, nearest
-from .validation import SEEN_AS, check_axis, check_data, check_real
+from .validation import SEEN_AS, check_real, open_data
 
 __all__ = ["Moments", "RunningMoments", "check_features", "check_moments", "moments"]
 
@@ -156,10 +156,7 @@ def moments(x: Array, *, axis: int = 1) -> Moments:
     >>> m.mean, m.var()
     (array([2.00000000e+00, 1.00000001e+08]), array([1., 1.]))
     """
-    library = NUMPY if type(x) is np.ndarray else library_of("x", x)
-    array = library.enter("x", x)
-    check_data("x", array)
-    axis = check_axis(axis, array.ndim)
+    library, array, axis = open_data(x, axis)
     channels = array.shape[axis]
     if library.on_device:
         from . import on_device

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .dispatch import NUMPY, Library
+from .dispatch import NUMPY, Library, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "check_real",
     "check_running",
     "is_data",
+    "open_data",
 ]
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
@@ -62,6 +63,17 @@ def check_axis(axis: Any, ndim: int) -> int:
         msg = f"axis: expected -{ndim} to {ndim - 1} for an array of {ndim} dimensions, got {index}"
         raise BnnumbaValueError(msg)
     return index % ndim
+
+
+def open_data(x: Any, axis: Any) -> tuple[Library, np.ndarray, int]:
+    """Return the library of checked data, the data as its backend takes it, and its axis."""
+    kind = type(x)
+    if kind is np.ndarray and x.dtype in SEEN_AS and type(axis) is int and 0 <= axis < x.ndim > 1:
+        return NUMPY, x, axis  # the usual case, of which there is nothing to say
+    library = NUMPY if kind is np.ndarray else library_of("x", x)
+    array = library.enter("x", x)
+    check_data("x", array)
+    return library, array, check_axis(axis, array.ndim)
 
 
 def check_real(argument: str, value: Any) -> float:
@@ -120,7 +132,7 @@ def check_running(argument: str, value: Any, library: Library, channels: int) ->
 
 def check_out(value: Any, library: Library, like: np.ndarray) -> np.ndarray:
     """Return the output array, which has the shape and dtype of `like`."""
-    out = library.enter("out", value)
+    out = value if type(value) is np.ndarray and library is NUMPY else library.enter("out", value)
     if out.shape != like.shape:
         msg = f"out: expected shape {like.shape}, as the input, got {out.shape}"
         raise BnnumbaValueError(msg)
@@ -130,7 +142,7 @@ def check_out(value: Any, library: Library, like: np.ndarray) -> np.ndarray:
     if not out.flags.writeable:
         msg = "out: expected a writable array, got a read-only one"
         raise BnnumbaValueError(msg)
-    if any(
+    if 0 in out.strides and any(
         stride == 0 and extent > 1 for stride, extent in zip(out.strides, out.shape, strict=True)
     ):
         msg = f"out: its elements must not overlap, got strides {out.strides} (some are 0)"

@@ -23,6 +23,7 @@ __all__ = [
     "collect_moments",
     "constant_stats",
     "forward",
+    "infer",
     "normalize",
     "update_running",
 ]
@@ -157,6 +158,12 @@ def normalize(x, weight, bias, mean, invstd, y):
     """Write (x - mean) * invstd * weight + bias to `y`."""
     large, block, _, plan, streaming = _choice(x, WRITES, 1)
     threads.run(parallel.normalize, large, x, block, plan, weight, bias, mean, invstd, y, streaming)
+
+
+def infer(x, weight, bias, mean, var, eps, y):
+    """Write (x - mean) / sqrt(var + eps) * weight + bias to `y`."""
+    large, block, _, plan, streaming = _choice(x, WRITES, 1)
+    threads.run(parallel.infer, large, x, block, plan, weight, bias, mean, var, eps, y, streaming)
 
 
 def backward(x, dy, weight, stats, dx, dweight, dbias):

@@ -201,7 +201,7 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
     """Write dx for ``row[begin:end]``; see `normalize_rows`."""
     step = lanes(row)
     i, edge = begin, s
-    aligned = min(end, begin + unaligned(out, begin)) if streaming else begin
+    aligned = min(end, begin + unaligned(out, begin))
     vc, va = splat(row, coefs[0, c]), splat(row, coefs[1, c])
     vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
     while i < end:
@@ -263,14 +263,14 @@ def input_run(row, grad, out, begin, size, coefs, streaming, reach):
     turn = step % channels
     c = i = begin
     end = begin + size
+    head = min(end, begin + unaligned(out, begin))
+    while i < head:
+        part = min(head - i, step)
+        v = fma(load_part(row, i, part) - load(centers, c), load(slopes, c), load(rests, c))
+        store_part(out, i, part, fma(load_part(grad, i, part), load(factors, c), v))
+        i += part
+        c = (c + part) % channels
     if streaming:
-        head = min(end, begin + unaligned(out, begin))
-        while i < head:
-            part = min(head - i, step)
-            v = fma(load_part(row, i, part) - load(centers, c), load(slopes, c), load(rests, c))
-            store_part(out, i, part, fma(load_part(grad, i, part), load(factors, c), v))
-            i += part
-            c = (c + part) % channels
         while i + step <= end:
             prefetch(row, i + reach)
             prefetch(grad, i + reach)

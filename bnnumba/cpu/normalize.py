@@ -104,7 +104,7 @@ def normalize_rows(row, out, begin, end, c, s, coefs, streaming, ahead, reach):
     """
     step = lanes(row)
     i, edge = begin, s
-    aligned = min(end, begin + unaligned(out, begin)) if streaming else begin
+    aligned = min(end, begin + unaligned(out, begin))
     vc, vs, vb = splat(row, coefs[0, c]), splat(row, coefs[1, c]), splat(row, coefs[2, c])
     while i < end:
         if i == edge:
@@ -176,14 +176,14 @@ def normalize_run(row, out, begin, size, coefs, streaming, reach):
     turn = step % channels
     c = i = begin
     end = begin + size
+    head = min(end, begin + unaligned(out, begin))
+    while i < head:
+        part = min(head - i, step)
+        v = load_part(row, i, part) - load(centers, c)
+        store_part(out, i, part, fma(v, load(scales, c), load(shifts, c)))
+        i += part
+        c = (c + part) % channels
     if streaming:
-        head = min(end, begin + unaligned(out, begin))
-        while i < head:
-            part = min(head - i, step)
-            v = load_part(row, i, part) - load(centers, c)
-            store_part(out, i, part, fma(v, load(scales, c), load(shifts, c)))
-            i += part
-            c = (c + part) % channels
         while i + step <= end:
             prefetch(row, i + reach)
             v = load(row, i) - load(centers, c)

@@ -132,8 +132,21 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, kind ho
     return BNNUMBA_OK;
 }
 
-/* How many doubles the coefficients take; taken first, they begin on a cache line. */
-#define COEFS(b) (4 * ((b)->c + REPEATED))
+/* How many doubles the coefficients take, with room to begin anywhere on a cache line. */
+#define COEFS(b) (4 * ((b)->c + REPEATED) + CACHE_LINE / 8)
+
+/*
+ * Take memory for coefficients, behind nothing but scratch of whole cache lines. They stand as far
+ * from a cache line as the output that they are for, so that those of a vector that fills a line
+ * fill a line too.
+ */
+static int64_t take_coefs(running_step *r, const batch *b, const data *out)
+{
+    uintptr_t elements = -(uintptr_t)out->address % CACHE_LINE / (uintptr_t)b->itemsize;
+    uintptr_t size = b->dtype == BNNUMBA_FLOAT64 ? sizeof(double) : sizeof(float);
+    uintptr_t lead = -elements * size % CACHE_LINE;
+    return ADDRESS((char *)bn_take(&r->memory, COEFS(b)) + lead);
+}
 
 /* How many doubles the partial results of all slabs take. */
 static int64_t partial_size(const running_step *r)
@@ -187,7 +200,7 @@ bnnumba_status bn_normalize(const batch *b, const data *x, const double *weight,
     TRY(plan(&r, b, x, NULL, y));
     TRY(choose(&r, b, NORMALIZE, WRITES));
     TRY(reserve(&r, COEFS(b)));
-    r.j.coefs = ADDRESS(bn_take(&r.memory, COEFS(b)));
+    r.j.coefs = take_coefs(&r, b, y);
     r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd);
     r.j.weight = ADDRESS(weight), r.j.bias = ADDRESS(bias);
     bnnumba_status status = bn_shared(coefficients_kernel(b), &r.j);
@@ -209,7 +222,7 @@ bnnumba_status bn_forward(const batch *b, const data *x, const double *weight, c
         return bn_normalize(b, x, weight, bias, stats, stats + 2 * b->c, y);
     }
     TRY(reserve(&r, COEFS(b) + partial_size(&r)));
-    r.j.coefs = ADDRESS(bn_take(&r.memory, COEFS(b)));
+    r.j.coefs = take_coefs(&r, b, y);
     r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
     r.j.weight = ADDRESS(weight), r.j.bias = ADDRESS(bias);
     r.j.stats = ADDRESS(stats);
@@ -255,7 +268,7 @@ static bnnumba_status input(const batch *b, const data *x, const data *dy, const
     TRY(plan(&r, b, x, dy, dx));
     TRY(choose(&r, b, INPUT, WRITES));
     TRY(reserve(&r, COEFS(b)));
-    r.j.coefs = ADDRESS(bn_take(&r.memory, COEFS(b)));
+    r.j.coefs = take_coefs(&r, b, dx);
     r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd), r.j.sums = ADDRESS(sums);
     r.j.weight = ADDRESS(weight);
     bnnumba_status status = bn_shared(input_coefficients_kernel(b), &r.j);
@@ -291,7 +304,7 @@ bnnumba_status bn_backward(const batch *b, const data *x, const data *dy, const 
         return backward_in_two(b, x, dy, weight, stats, dx, dweight, dbias);
     }
     TRY(reserve(&r, COEFS(b) + partial_size(&r) + 2 * b->c));
-    r.j.coefs = ADDRESS(bn_take(&r.memory, COEFS(b)));
+    r.j.coefs = take_coefs(&r, b, dx);
     r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
     r.j.sums = ADDRESS(bn_take(&r.memory, 2 * b->c));
     r.j.stats = ADDRESS(stats);
