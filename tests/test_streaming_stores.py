@@ -1,4 +1,4 @@
-"""Outputs written past the caches, which only those of many megabytes are: wherever they begin."""
+"""Outputs wherever they begin, also those written past the caches, as many megabytes are."""
 
 import platform
 
@@ -9,7 +9,7 @@ from support import normal, parameters, same_bits
 
 import bnnumba as bn
 from bnnumba import cpu
-from bnnumba.cpu import caches, simd
+from bnnumba.cpu import caches, parallel, simd
 
 SHAPES = [
     (2, 3, 200),  # rows of several vectors, all of them aligned alike, or
@@ -59,26 +59,42 @@ def streaming(monkeypatch):
     cpu._choose.cache_clear()
 
 
-@pytest.mark.parametrize("parallel", [False, True], ids=["serial", "parallel"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["cached", "streamed"])
+@pytest.mark.parametrize("threads", [False, True], ids=["serial", "parallel"])
 @pytest.mark.parametrize(
     ("shape", "gap"), [(shape, 0) for shape in SHAPES] + [(shape, 3) for shape in GAPS], ids=str
 )
-def test_streamed_outputs_are_the_same_wherever_they_begin(
-    shape, gap, parallel, dtype, streaming, monkeypatch
+def test_outputs_are_the_same_wherever_they_begin(
+    shape, gap, threads, streamed, dtype, streaming, monkeypatch
 ):
-    if parallel:
+    if threads:
         monkeypatch.setattr(cpu, "PARALLEL_SIZE", 0)
     x, dy = normal(shape, dtype), normal(shape, dtype, seed=1)
     weight, bias = parameters(shape[1])
-    streaming(False, ahead=parallel)
+    streaming(False, ahead=threads)
     expected = [step.copy() for step in _steps(x, dy, weight, bias, np.empty_like(x))]
-    streaming(True, ahead=parallel)
+    streaming(streamed, ahead=threads)
     for buffer, out in _outputs(x, gap):
         for got, right in zip(_steps(x, dy, weight, bias, out), expected, strict=True):
             assert got is out
             assert same_bits(got, right)
             out[...] = 7
             assert np.all(buffer == 7), "written outside the output"
+
+
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="needs the compiler")
+@pytest.mark.parametrize("element", [np.float32, np.float64, np.int16, np.uint16])
+def test_coefficients_stand_as_far_from_a_cache_line_as_their_output(element):
+    @numba.njit
+    def lanes_to_a_line(out):
+        coefs = parallel.room(out, 2, 3, 3)[1]
+        count = simd.lanes(out)
+        return simd.unaligned(coefs, 0) % count, simd.unaligned(out, 0) % count
+
+    for offset in range(64):
+        out = np.zeros((64 + offset) * 5, element)[offset : offset + 60].reshape(4, 5, 3)
+        coefs, output = lanes_to_a_line(out)
+        assert coefs == output
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for instructions of x86-64")

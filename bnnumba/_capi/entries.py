@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from .. import cpu
-from ..cpu import moments, parallel, plan, ranges
+from ..cpu import moments, parallel, plan, ranges, simd
 from ..cpu.jit import _OPTIONS
 from ..cpu.simd import REPEATED
 
@@ -296,8 +296,12 @@ def _shared_entries():
         job = _job_at(pointer)
         mean, m2 = _row(job, job.mean), _row(job, job.m2)
         other_mean, other_m2 = _row(job, job.other_mean), _row(job, job.other_m2)
-        for c in range(begin, end):
-            moments.merge_into(mean, m2, c, job.count, other_mean[c], other_m2[c], job.other_count)
+        for c in range(begin, end, 8):
+            live = end - c
+            moments.merge_into(
+                mean, m2, c, live, job.count, simd.load_lanes(other_mean, c, live),
+                simd.load_lanes(other_m2, c, live), job.other_count,
+            )  # fmt: skip
 
     def update_running(begin, end, pointer, work):
         job = _job_at(pointer)

@@ -111,7 +111,7 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
     """Write the two sums over one slab of x[r, c] for a range of channels."""
     r = x.shape[0]
     width = (end - begin + 7) // 8 * 8
-    group, reach = row_group(x, end - begin)
+    group, reach = row_group(x, end - begin, 2)
     n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
     for at in range(0, 2 * width, 8):
         store(work, at, splat_f64(0.0))

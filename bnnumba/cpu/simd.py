@@ -47,6 +47,7 @@ __all__ = [
     "load_f64_part",
     "load_lanes",
     "load_part",
+    "positive_part",
     "prefetch",
     "prefetch_block",
     "prefetch_distance",
@@ -405,6 +406,17 @@ def inverse_root(typingctx, value):
         inverse = builder.fdiv(one, builder.call(root, [args[0]]))
         zero = ir.Constant(kind, None)
         return builder.select(builder.fcmp_ordered("==", args[0], zero), zero, inverse)
+
+    return value(value), codegen
+
+
+@intrinsic
+def positive_part(typingctx, value):
+    """Return each lane, or 0 where it is negative; NaN stays."""
+
+    def codegen(context, builder, sig, args):
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered("<", args[0], zero), zero, args[0])
 
     return value(value), codegen
 
