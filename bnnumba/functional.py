@@ -165,17 +165,17 @@ def _kept_weight(
 
 def _views(
     axis: int, out: np.ndarray, *inputs: np.ndarray
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray | None]:
+) -> tuple[list[np.ndarray], np.ndarray | None]:
     """See all arrays alike, copying those whose strides do not allow it.
 
-    Returns the views of the inputs, the view to write the result to, and, where that is not one
+    Returns the views of the inputs and the view to write the result to, and, where that is not one
     of `out`, the array to copy to `out` afterwards.
     """
-    first = inputs[0]
-    kind = SEEN_AS[first.dtype]
+    kind = SEEN_AS[out.dtype]
     layout = shared_layout(axis, *inputs, out)
     if layout is not None:
-        return [layout.view(array, kind) for array in inputs], layout.view(out, kind), None
+        return layout.views(kind, *inputs, out), None
+    first = inputs[0]
     found = candidates(first.shape, first.strides, first.itemsize, axis)
     layout = found[0] if found else nearest(first, axis)
     arrays = []
@@ -184,11 +184,9 @@ def _views(
             copy = layout.empty(array)
             copy[...] = array
             array = copy
-        arrays.append(layout.view(array, kind))
-    if fits(out, layout, axis):
-        return arrays, layout.view(out, kind), None
-    pending = layout.empty(out)
-    return arrays, layout.view(pending, kind), pending
+        arrays.append(array)
+    pending = None if fits(out, layout, axis) else layout.empty(out)
+    return layout.views(kind, *arrays, out if pending is None else pending), pending
 
 
 def _running(
@@ -351,7 +349,7 @@ def _training(
         y = check_out(out, library, array)
         overlap("out", y, "x", array)
     if array.size:
-        (x_view,), y_view, pending = _views(axis, y, array)
+        (x_view, y_view), pending = _views(axis, y, array)
         stats = cpu.forward(x_view, scale, shift, eps, y_view)
         if pending is not None:
             y[...] = pending
@@ -434,7 +432,7 @@ def batch_norm_inference(
         y = check_out(out, library, array)
         overlap("out", y, "x", array)
     if array.size:
-        (x_view,), y_view, pending = _views(axis, y, array)
+        (x_view, y_view), pending = _views(axis, y, array)
         cpu.infer(x_view, scale, shift, center, spread, eps, y_view)
         if pending is not None:
             y[...] = pending
@@ -562,7 +560,7 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
     channels = array.shape[axis]
     dweight, dbias = np.zeros(channels, scale.dtype), np.zeros(channels, scale.dtype)
     if array.size:
-        (x_view, dy_view), dx_view, pending = _views(axis, dx, array, dy)
+        (x_view, dy_view, dx_view), pending = _views(axis, dx, array, dy)
         stats = saved._stats
         if saved.training:
             cpu.backward(x_view, dy_view, scale, stats, dx_view, dweight, dbias)

@@ -24,13 +24,14 @@ class Layout(NamedTuple):
     order: tuple[int, ...] | None
     shape: tuple[int, ...]
 
-    def view(self, array: np.ndarray, kind: Any = None) -> np.ndarray:
-        """Return the canonical view of an array that this layout fits, seen as another dtype."""
+    def views(self, kind: Any, *arrays: np.ndarray) -> list[np.ndarray]:
+        """Return the canonical views of arrays that this layout fits, seen as another dtype."""
         order, shape = self
-        if order is not None:
-            array = array.transpose(order)
-        array = array.reshape(shape)
-        return array if kind is None else array.view(kind)
+        found = []
+        for array in arrays:
+            view = array.reshape(shape) if order is None else array.transpose(order).reshape(shape)
+            found.append(view if kind is None else view.view(kind))
+        return found
 
     def empty(self, array: np.ndarray) -> np.ndarray:
         """Return a new array of the shape and dtype of `array` that this layout sees."""

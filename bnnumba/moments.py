@@ -171,7 +171,8 @@ def moments(x: Array, *, axis: int = 1) -> Moments:
         copy = layout.empty(array)
         copy[...] = array
         array = copy
-    cpu.collect_moments(layout.view(array, SEEN_AS[array.dtype]), 0.0, stats)
+    (view,) = layout.views(SEEN_AS[array.dtype], array)
+    cpu.collect_moments(view, 0.0, stats)
     return Moments(array.size // channels, stats[0], stats[1])
 
 

@@ -93,7 +93,9 @@ def _infer(x, block, plan, weight, bias, mean, var, eps, y, streaming):
     channels = x.shape[1]
     scratch, coefs = room(y, 1, 1, 3)
     invstd = scratch[0, 0]
-    write_inverse_std(0, channels, var, 1, eps, invstd)
+    for c in range(channels):
+        invstd[c] = var[c]  # contiguous here, as vectors are
+    write_inverse_std(0, channels, invstd, 1, eps, invstd)
     coefficients_range(0, channels, mean, invstd, weight, bias, coefs)
     for item in prange(plan[0] * ((channels + block - 1) // block)):
         first = np.int64(item)
