@@ -11,7 +11,7 @@ The sums are float64; dx is a * dy + b * (x - center) + rest with coefficients p
 """
 
 from .jit import by_rank, inlined
-from .moments import WORKSPACE, row_group
+from .moments import WORKSPACE, next_sweep, row_group
 from .normalize import repeat_first, side_by_side, store_live
 from .plan import slab_bounds
 from .simd import (
@@ -83,7 +83,7 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
 
 def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
     """Write the two sums over one slab of x[n, c, s] for a range of channels."""
-    n, channels, s = x.shape
+    n, _, s = x.shape
     zero = splat_f64(0.0)
     span = (end - begin) * s - prefetch_distance(x)
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
@@ -92,8 +92,8 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
         store(work, at, zero)
         store(work, at + 8, zero)
     for i in range(n0, n1):
-        after = (i + 1, begin) if i + 1 < n else (0, min(end, channels - 1))
-        row_ahead, grad_ahead = row_at(x, after), row_at(dy, after)
+        row_ahead = next_sweep(x, i + 1, begin, end)
+        grad_ahead = next_sweep(dy, i + 1, begin, end)
         for c in range(begin, end):
             at = (c - begin) * WORKSPACE
             turn = span - (c - begin) * s
