@@ -31,7 +31,7 @@ def write_header(path: Path, levels: list[str]) -> None:
     """Write what C must know about the kernels, from where Python knows it."""
     from bnnumba import __version__, cpu
     from bnnumba._capi import entries
-    from bnnumba.cpu import caches, moments, simd
+    from bnnumba.cpu import caches, memory, moments
 
     fields = "\n".join(
         f"    {'double' if name in entries.FLOATS else 'int64_t'} {name};"
@@ -45,7 +45,7 @@ def write_header(path: Path, levels: list[str]) -> None:
         "SPILL": caches.SPILL,
         "WORKSPACE": moments.WORKSPACE,
         "PARTIAL_ROWS": entries.PARTIAL_ROWS,
-        "REPEATED": simd.REPEATED,
+        "REPEATED": memory.REPEATED,
     }
     defines = "\n".join(f"#define {name} INT64_C({value})" for name, value in constants.items())
     listed = " \\\n    ".join(f"X({name})" for name in entries.names())

@@ -9,7 +9,7 @@ from support import normal, parameters, same_bits
 
 import bnnumba as bn
 from bnnumba import cpu
-from bnnumba.cpu import caches, parallel, simd
+from bnnumba.cpu import caches, memory, parallel, simd
 
 SHAPES = [
     (2, 3, 200),  # rows of several vectors, all of them aligned alike, or
@@ -89,7 +89,7 @@ def test_coefficients_stand_as_far_from_a_cache_line_as_their_output(element):
     def lanes_to_a_line(out):
         coefs = parallel.room(out, 2, 3, 3)[1]
         count = simd.lanes(out)
-        return simd.unaligned(coefs, 0) % count, simd.unaligned(out, 0) % count
+        return memory.unaligned(coefs, 0) % count, memory.unaligned(out, 0) % count
 
     for offset in range(64):
         out = np.zeros((64 + offset) * 5, element)[offset : offset + 60].reshape(4, 5, 3)
@@ -103,8 +103,8 @@ def test_coefficients_stand_as_far_from_a_cache_line_as_their_output(element):
 def test_the_compiler_keeps_every_store_past_the_caches(element):
     @numba.njit
     def square(x, y):
-        v = simd.load(x, 0)
-        simd.stream(y, 0, simd.fma(v, v, v))
+        v = memory.load(x, 0)
+        memory.stream(y, 0, simd.fma(v, v, v))
 
     x = np.zeros(64, element)
     square.compile((numba.typeof(x), numba.typeof(x)))

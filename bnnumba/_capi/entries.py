@@ -17,9 +17,9 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from .. import cpu
-from ..cpu import moments, parallel, plan, ranges, simd
+from ..cpu import memory, moments, parallel, plan, ranges
 from ..cpu.jit import _OPTIONS
-from ..cpu.simd import REPEATED
+from ..cpu.memory import REPEATED
 
 __all__ = ["DTYPES", "FIELDS", "FLOATS", "SIGNATURE", "entry", "names"]
 
@@ -299,8 +299,8 @@ def _shared_entries():
         for c in range(begin, end, 8):
             live = end - c
             moments.merge_into(
-                mean, m2, c, live, job.count, simd.load_lanes(other_mean, c, live),
-                simd.load_lanes(other_m2, c, live), job.other_count,
+                mean, m2, c, live, job.count, memory.load_lanes(other_mean, c, live),
+                memory.load_lanes(other_m2, c, live), job.other_count,
             )  # fmt: skip
 
     def update_running(begin, end, pointer, work):

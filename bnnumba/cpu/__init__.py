@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from . import caches, parallel, threads
+from .memory import PREFETCHED
 from .parallel import constant_stats, update_running
 from .plan import plan_ncs, plan_rc, plan_writes
-from .simd import PREFETCHED
 
 __all__ = [
     "backward",

@@ -11,16 +11,9 @@ The sums are float64; dx is a * dy + b * (x - center) + rest with coefficients p
 """
 
 from .jit import by_rank, inlined
-from .moments import WORKSPACE, next_sweep, row_group
-from .normalize import repeat_first, side_by_side, store_live
-from .plan import slab_bounds
-from .simd import (
+from .memory import (
     BLOCK,
     REPEATED,
-    blend,
-    fma,
-    hsum,
-    lanes,
     load,
     load_f64,
     load_f64_part,
@@ -29,15 +22,16 @@ from .simd import (
     prefetch,
     prefetch_block,
     prefetch_distance,
-    rounded,
     row_at,
-    splat,
-    splat_f64,
     store,
     store_part,
     stream,
     unaligned,
 )
+from .moments import WORKSPACE, next_sweep, row_group
+from .normalize import repeat_first, side_by_side, store_live
+from .plan import slab_bounds
+from .simd import blend, fma, hsum, lanes, rounded, splat, splat_f64
 
 
 @inlined

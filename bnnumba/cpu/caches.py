@@ -2,7 +2,7 @@
 
 A fused step sweeps a block of channels twice, and the second sweep should find the block in the
 cache. It then writes, and could meanwhile fetch the next block. A block is a run of memory in each
-image, and to jump from run to run is slow where runs are shorter than `simd.PREFETCHED`; a larger
+image, and to jump from run to run is slow where runs are shorter than `memory.PREFETCHED`; a larger
 block has longer runs. Which of these pays depends on how the CPU shares its memory:
 
 ========================  ==================  =======================  ===========================

@@ -19,25 +19,20 @@ from it), hence d = 0 and m2 = 0 exactly.
 """
 
 from .jit import by_rank, inlined
-from .plan import slab_bounds
-from .simd import (
+from .memory import (
     BLOCK,
-    blend,
-    fma,
-    hsum,
     load_f64,
     load_f64_part,
     load_lanes,
-    positive_part,
     prefetch,
     prefetch_block,
     prefetch_distance,
-    rounded,
     row_at,
-    splat_f64,
     store,
     store_lanes,
 )
+from .plan import slab_bounds
+from .simd import blend, fma, hsum, positive_part, rounded, splat_f64
 
 # Rows of a chunk whose mean is the pivot, in the rc view.
 PIVOT_ROWS = 16

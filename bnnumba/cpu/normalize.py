@@ -9,27 +9,21 @@ rounding left over, so that an offset of any size costs no digits of y:
 import math
 
 from .jit import by_rank, inlined
-from .plan import slab_bounds
-from .simd import (
+from .memory import (
     REPEATED,
-    blend,
-    fma,
-    inverse_root,
-    lanes,
     load,
     load_lanes,
     load_part,
     prefetch,
-    rounded,
     row_at,
-    splat,
-    splat_f64,
     store,
     store_lanes,
     store_part,
     stream,
     unaligned,
 )
+from .plan import slab_bounds
+from .simd import blend, fma, inverse_root, lanes, rounded, splat, splat_f64
 
 
 @inlined

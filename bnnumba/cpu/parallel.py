@@ -9,6 +9,7 @@ from numba import prange, types
 from numba.extending import overload
 
 from .jit import Driver, Strided, inlined
+from .memory import REPEATED, unaligned
 from .moments import WORKSPACE
 from .normalize import inverse_std, write_inverse_std
 from .ranges import (
@@ -23,7 +24,7 @@ from .ranges import (
     reduce_range,
     sums_range,
 )
-from .simd import REPEATED, lanes, unaligned
+from .simd import lanes
 
 
 @inlined

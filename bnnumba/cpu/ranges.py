@@ -13,13 +13,13 @@ from .backward import (
     reduce_slab,
 )
 from .jit import inlined, kernel
+from .memory import prefetch_distance
 from .moments import collect_slab, merge_slabs
 from .normalize import (
     normalize_coefficients,
     normalize_slab,
     write_inverse_std,
 )
-from .simd import prefetch_distance
 
 
 @inlined
