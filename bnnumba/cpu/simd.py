@@ -28,21 +28,31 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 __all__ = [
+    "DOUBLE",
+    "FLOAT",
+    "I16",
+    "I32",
+    "I64",
     "Vector",
     "blend",
+    "emit_mask",
     "f32x16",
     "f64x8",
     "fma",
     "hsum",
     "inverse_root",
     "lanes",
+    "narrowed",
     "positive_part",
     "rounded",
     "splat",
     "splat_f64",
+    "storage",
+    "vector_of",
+    "widened",
 ]
 
-HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 I16, I32, I64 = (ir.IntType(bits) for bits in (16, 32, 64))
 
 
@@ -83,7 +93,7 @@ def vector_of(array):
     return f64x8 if array.dtype == types.float64 else f32x16
 
 
-def llvm_vector(vector):
+def _llvm_vector(vector):
     return ir.VectorType(FLOAT if vector.scalar == types.float32 else DOUBLE, vector.count)
 
 
@@ -115,7 +125,7 @@ def storage(array):
     return I16, 2
 
 
-def emit_splat(builder, scalar, count):
+def _emit_splat(builder, scalar, count):
     vector = ir.VectorType(scalar.type, count)
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, I32(0))
     zeros = ir.Constant(ir.VectorType(I32, count), [0] * count)
@@ -123,21 +133,22 @@ def emit_splat(builder, scalar, count):
 
 
 def emit_mask(builder, live, count):
+    """Return which of `count` lanes are among the first `live`."""
     lane = ir.Constant(ir.VectorType(I64, count), list(range(count)))
-    return builder.icmp_signed("<", lane, emit_splat(builder, live, count))
+    return builder.icmp_signed("<", lane, _emit_splat(builder, live, count))
 
 
 def widened(builder, array, value, vector):
     """Convert a vector of stored elements to a vector to compute with."""
     count = vector.count
     if array.dtype == types.int16:
-        value = builder.bitcast(value, ir.VectorType(HALF, count))
+        value = builder.bitcast(value, ir.VectorType(_HALF, count))
         value = builder.fpext(value, ir.VectorType(FLOAT, count))
     elif array.dtype == types.uint16:
         wide = builder.zext(value, ir.VectorType(I32, count))
         shift = ir.Constant(wide.type, [16] * count)
         value = builder.bitcast(builder.shl(wide, shift), ir.VectorType(FLOAT, count))
-    target = llvm_vector(vector)
+    target = _llvm_vector(vector)
     if value.type == target:
         return value
     if array.dtype == types.int16:
@@ -176,7 +187,7 @@ def narrowed(builder, array, value):
         return ir.Constant(wide, [constant] * count)
 
     if array.dtype == types.int16:
-        half = builder.fptrunc(value, ir.VectorType(HALF, count))
+        half = builder.fptrunc(value, ir.VectorType(_HALF, count))
         return or_nan(builder.bitcast(half, stored), 0x7E00)
     if array.dtype == types.uint16:
         bits = builder.bitcast(value, wide)
@@ -217,7 +228,7 @@ def splat(typingctx, array, scalar):
         scalar = args[1]
         if vector is f32x16:
             scalar = builder.fptrunc(scalar, FLOAT)
-        return emit_splat(builder, scalar, vector.count)
+        return _emit_splat(builder, scalar, vector.count)
 
     return vector(array, types.float64), codegen
 
@@ -240,7 +251,7 @@ def splat_f64(typingctx, scalar):
     """Return 8 lanes of one float64 scalar."""
 
     def codegen(context, builder, sig, args):
-        return emit_splat(builder, args[0], 8)
+        return _emit_splat(builder, args[0], 8)
 
     return f64x8(types.float64), codegen
 
@@ -266,7 +277,7 @@ def inverse_root(typingctx, value):
         root = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.v{kind.count}{suffix}"
         )
-        one = emit_splat(builder, ir.Constant(kind.element, 1.0), kind.count)
+        one = _emit_splat(builder, ir.Constant(kind.element, 1.0), kind.count)
         inverse = builder.fdiv(one, builder.call(root, [args[0]]))
         zero = ir.Constant(kind, None)
         return builder.select(builder.fcmp_ordered("==", args[0], zero), zero, inverse)
