@@ -82,7 +82,13 @@ _SHAPES = [
 
 def warmup(dtypes: list[str]) -> None:
     """Compile the kernels for the common cases, as far as the cache does not have them."""
-    from . import batch_norm_backward, batch_norm_inference, batch_norm_training, moments
+    from . import (
+        BatchNorm,
+        batch_norm_backward,
+        batch_norm_inference,
+        batch_norm_training,
+        moments,
+    )
 
     cases = [(dtype, shape, axis) for dtype in dtypes for shape, axis in _SHAPES]
     begin = time.perf_counter()
@@ -96,6 +102,9 @@ def warmup(dtypes: list[str]) -> None:
         )
         batch_norm_backward(y, saved)
         batch_norm_inference(x, mean, var, weight, weight, axis=axis)
+        layer = BatchNorm(shape[axis], dtype=weight.dtype, axis=axis).eval()
+        layer(x)
+        layer.backward(y)
         moments(x, axis=axis)
         seconds = time.perf_counter() - begin
         print(f"[{done}/{len(cases)}] {dtype} {shape}: {seconds:.1f} s so far", flush=True)

@@ -4,7 +4,6 @@ Looks only at libraries that the process has already loaded: whoever holds a PyT
 imported torch.
 """
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,11 @@ class _Torch(Library):
             import ml_dtypes
 
             return array.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-        return array.numpy()
+        try:
+            return array.numpy()
+        except (RuntimeError, TypeError) as error:  # an unusual dtype, a view not yet conjugated
+            msg = f"{argument}: NumPy cannot see this tensor of {array.dtype}: {error}"
+            raise BnnumbaTypeError(msg) from error
 
     def leave(self, array: np.ndarray) -> Array:
         import torch
@@ -142,10 +145,17 @@ def _not_of(library: Library, argument: str, value: Array) -> BnnumbaTypeError:
         return BnnumbaTypeError(f"{argument}: expected an array, got a {_kind(value)}{hint}")
     wanted = "a numpy.ndarray" if library is NUMPY else f"an array of {library.name}, as x is one"
     found = _kind(value)
-    # Asked of the class: for a tensor that is not on a GPU the property raises.
-    if getattr(value, "is_cuda", hasattr(type(value), "__cuda_array_interface__")):
+    if _on_gpu(value):
         wanted, found = f"{wanted}, on the CPU", f"{found} on a GPU"
     return BnnumbaTypeError(f"{argument}: expected {wanted}, got {found}")
+
+
+def _on_gpu(value: Array) -> bool:
+    try:
+        return int(value.__dlpack_device__()[0]) == _CUDA_DEVICE
+    except Exception:
+        # Asked of the class: for a tensor that is not on a GPU the property raises.
+        return hasattr(type(value), "__cuda_array_interface__")
 
 
 def _wrong_device(argument: str, found: str) -> BackendError:
@@ -178,11 +188,11 @@ def library_of(argument: str, array: Array) -> Library:
     """Return the library of an array that decides where a call runs, or raise."""
     if isinstance(array, (np.ndarray, np.generic)):  # a scalar is as good as an array of rank 0
         return NUMPY
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(array, getattr(torch, "Tensor", ())):
+    from array_api_compat import is_jax_array, is_torch_array
+
+    if is_torch_array(array):
         return _device_library(argument, array) if getattr(array, "is_cuda", False) else _TORCH
-    jax = sys.modules.get("jax")
-    if jax is not None and isinstance(array, getattr(jax, "Array", ())):
+    if is_jax_array(array):
         return _JAX
     simulated = type(array).__module__.startswith("numba.cuda.simulator")
     if simulated or hasattr(array, "__cuda_array_interface__"):
@@ -205,8 +215,10 @@ def _share(a: np.ndarray, b: np.ndarray) -> bool:
         return True
 
 
-def overlap(argument: str, out: np.ndarray, other: str, array: np.ndarray) -> None:
-    """Raise if two arrays share memory in any other way than being the same view."""
+def overlap(
+    argument: str, out: np.ndarray, other: str, array: np.ndarray, in_place: bool = True
+) -> None:
+    """Raise if two arrays share memory, unless they are the same view and may be, `in_place`."""
     if not np.may_share_memory(out, array):
         return
     same = (
@@ -214,6 +226,7 @@ def overlap(argument: str, out: np.ndarray, other: str, array: np.ndarray) -> No
         and out.strides == array.strides
         and out.shape == array.shape
     )
-    if not same and _share(out, array):
-        msg = f"{argument}: must not overlap {other} unless it is the same array, got an overlap"
+    if not (same and in_place) and _share(out, array):
+        unless = " unless it is the same array" if in_place else ""
+        msg = f"{argument}: must not overlap {other}{unless}, got an overlap"
         raise BnnumbaValueError(msg)

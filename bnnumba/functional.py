@@ -40,6 +40,7 @@ __all__ = [
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 _NONE: dict[np.dtype, np.ndarray] = {_SINGLE: np.empty(0, _SINGLE), _DOUBLE: np.empty(0, _DOUBLE)}
+_NO_RUNNING = (_NONE[_DOUBLE], _NONE[_DOUBLE])
 _NO_COUNTER = np.empty(0, np.int64)
 
 
@@ -189,6 +190,18 @@ def _views(
     return layout.views(kind, *arrays, out if pending is None else pending), pending
 
 
+def _output(
+    library: Library, array: np.ndarray, out: Array | None, **others: np.ndarray
+) -> np.ndarray:
+    """Return where to write what is like `array`: a new array or `out`, apart from all others."""
+    if out is None:
+        return np.empty_like(array)
+    found = check_out(out, library, array)
+    for name, other in others.items():
+        overlap("out", found, name, other)
+    return found
+
+
 def _running(
     library: Library,
     channels: int,
@@ -200,6 +213,7 @@ def _running(
         _NONE[_DOUBLE] if value is None else check_running(name, value, library, channels)
         for name, value in (("running_mean", running_mean), ("running_var", running_var))
     )
+    overlap("running_var", var, "running_mean", mean, in_place=False)
     return mean, var
 
 
@@ -233,7 +247,7 @@ def batch_norm_training(
 
     where :math:`\mu` and :math:`\sigma^2` are the mean and the biased variance of each channel
     [1]_. Running statistics are moved in place towards those of the batch,
-    ``running += momentum * (batch - running)``, after everything else has succeeded.
+    ``running = (1 - momentum) * running + momentum * batch``, after everything else has succeeded.
 
     Parameters
     ----------
@@ -341,13 +355,10 @@ def _training(
             counter += 1
         return found
     scale, shift = _parameters(library, channels, array.dtype, weight, bias)
-    if updates:
-        mean, var = _running(library, channels, running_mean, running_var)
-    if out is None:
-        y = np.empty_like(array)
-    else:
-        y = check_out(out, library, array)
-        overlap("out", y, "x", array)
+    mean, var = _running(library, channels, running_mean, running_var) if updates else _NO_RUNNING
+    y = _output(
+        library, array, out, x=array, weight=scale, bias=shift, running_mean=mean, running_var=var
+    )
     if array.size:
         (x_view, y_view), pending = _views(axis, y, array)
         stats = cpu.forward(x_view, scale, shift, eps, y_view)
@@ -426,11 +437,7 @@ def batch_norm_inference(
         check_channels("var", var, library, channels),
     )
     scale, shift = _parameters(library, channels, array.dtype, weight, bias)
-    if out is None:
-        y = np.empty_like(array)
-    else:
-        y = check_out(out, library, array)
-        overlap("out", y, "x", array)
+    y = _output(library, array, out, x=array, mean=center, var=spread, weight=scale, bias=shift)
     if array.size:
         (x_view, y_view), pending = _views(axis, y, array)
         cpu.infer(x_view, scale, shift, center, spread, eps, y_view)
@@ -503,8 +510,8 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
     saved : Saved
         What the forward pass returned.
     out : array, optional
-        Where to write dx: of the shape and dtype of x, and either `grad_output` itself or without
-        overlap.
+        Where to write dx: of the shape and dtype of x, and either `grad_output` or x itself, or
+        without overlap. There is no second backward pass once x is written over.
 
     Returns
     -------
@@ -516,8 +523,8 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
     Raises
     ------
     BnnumbaTypeError, BnnumbaValueError
-        If an argument is of a wrong kind, library, dtype or shape, or if the forward pass wrote
-        its output over x.
+        If an argument is of a wrong kind, library, dtype or shape, or if an output was written
+        over x.
 
     Examples
     --------
@@ -542,21 +549,14 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
         msg = f"grad_output: expected shape {array.shape}, as x, got {dy.shape}"
         raise BnnumbaValueError(msg)
     if saved._overwritten:
-        msg = (
-            "saved: the forward pass wrote y over x, which the backward pass needs; use another out"
-        )
+        msg = "saved: x, which the backward pass needs, was written over; use another out"
         raise BnnumbaValueError(msg)
     if library.on_device:
         from . import on_device
 
         return on_device.backward(dy, saved, out)
-    if out is None:
-        dx = np.empty_like(array)
-    else:
-        dx = check_out(out, library, array)
-        overlap("out", dx, "grad_output", dy)
-        overlap("out", dx, "x", array)
     scale = saved._scale
+    dx = _output(library, array, out, grad_output=dy, x=array, weight=scale)
     channels = array.shape[axis]
     dweight, dbias = np.zeros(channels, scale.dtype), np.zeros(channels, scale.dtype)
     if array.size:
@@ -572,6 +572,8 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
             cpu.normalize(dy_view, scale, none, np.zeros(channels), stats[2], dx_view)
         if pending is not None:
             dx[...] = pending
+    if out is not None and np.may_share_memory(dx, array):
+        saved._overwritten = True
     dx = library.leave(dx) if out is None else out
     return Gradients(dx, library.leave(dweight), library.leave(dbias))
 
@@ -651,7 +653,7 @@ def update_running(
     momentum: float = 0.1,
     correction: float = 1,
 ) -> None:
-    """Move running statistics in place towards moments: ``running += momentum * (new - running)``.
+    """Move running statistics in place: ``running = (1 - momentum) * running + momentum * new``.
 
     For those who decide by themselves whether a batch counts: pass none of the running
     statistics to :func:`batch_norm_training`, look at ``saved.moments``, then commit them here.
@@ -693,7 +695,9 @@ def update_running(
 
         on_device.update_running(library, running_mean, running_var, m, momentum, correction)
         return
-    mean, var = _running(library, channels, running_mean, running_var)
+    mean = check_running("running_mean", running_mean, library, channels)
+    var = check_running("running_var", running_var, library, channels)
+    overlap("running_var", var, "running_mean", mean, in_place=False)
     if m.count:
         cpu.update_running(
             mean, var, _NO_COUNTER, m.mean, m.m2, float(m.count), momentum, correction

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .dispatch import Array
+from .dispatch import Array, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .functional import (
     Saved,
@@ -17,7 +17,7 @@ from .functional import (
     saved_inference,
 )
 from .moments import check_features
-from .validation import check_eps, check_real
+from .validation import check_eps, check_integer, check_numbers, check_real, check_running
 
 __all__ = ["BatchNorm"]
 
@@ -25,7 +25,8 @@ __all__ = ["BatchNorm"]
 class BatchNorm:
     """Batch normalization of `num_features` channels, with the names of ``torch.nn.BatchNorm2d``.
 
-    Parameters and running statistics are NumPy arrays, and so is what the layer takes.
+    Parameters and running statistics are NumPy arrays, and so is what the layer takes, unless
+    arrays of another library are assigned to `weight`, `bias`, `running_mean` and `running_var`.
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ class BatchNorm:
         self.eps = check_eps(eps)
         self.momentum = None if momentum is None else check_real("momentum", momentum)
         self.correction = check_real("correction", correction)
-        self.axis = axis
+        self.axis = check_integer("axis", axis)
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.training = True
@@ -166,18 +167,14 @@ class BatchNorm:
     def _check_channels(self, x: Array) -> None:
         shape = getattr(x, "shape", ())
         axis = self.axis
-        if (
-            isinstance(axis, int)
-            and -len(shape) <= axis < len(shape)
-            and shape[axis] != self.num_features
-        ):
+        if -len(shape) <= axis < len(shape) and shape[axis] != self.num_features:
             msg = (
                 f"x: expected {self.num_features} channels at axis {axis}, "
                 f"got {shape[axis]} (shape {tuple(shape)})"
             )
             raise BnnumbaValueError(msg)
 
-    def _tensors(self) -> dict[str, np.ndarray]:
+    def _tensors(self) -> dict[str, Array]:
         named = {
             "weight": self.weight,
             "bias": self.bias,
@@ -188,7 +185,10 @@ class BatchNorm:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a snapshot of parameters and running statistics under PyTorch's names."""
-        state: dict[str, Any] = {name: array.copy() for name, array in self._tensors().items()}
+        state: dict[str, Any] = {
+            name: array.clone() if hasattr(array, "clone") else array.copy()
+            for name, array in self._tensors().items()
+        }
         if self.track_running_stats:
             state["num_batches_tracked"] = self.num_batches_tracked
         return state
@@ -198,26 +198,27 @@ class BatchNorm:
 
         Takes the arrays of another library too, such as the tensors of a PyTorch state dict.
         """
-        expected = self.state_dict()
+        tensors = self._tensors()
+        expected = sorted([*tensors, *["num_batches_tracked"] * self.track_running_stats])
         if not isinstance(state, dict):  # an OrderedDict is a dict
             msg = f"state: expected a dict, got {type(state).__name__}"
             raise BnnumbaTypeError(msg)
-        if set(state) != set(expected):
-            msg = f"state: expected the keys {sorted(expected)}, got {sorted(state)}"
+        if sorted(map(str, state)) != expected:
+            msg = f"state: expected the keys {expected}, got {sorted(map(str, state))}"
             raise BnnumbaValueError(msg)
-        arrays = {name: np.asarray(value) for name, value in state.items()}
-        for name, array in arrays.items():
-            shape = np.shape(expected[name])
-            if array.shape != shape:
-                msg = f"state: expected {name} of shape {shape}, got {array.shape}"
-                raise BnnumbaValueError(msg)
-            if array.dtype.kind not in "fiu":
-                msg = f"state: expected numbers for {name}, got dtype {array.dtype}"
+        copies = []
+        for name, tensor in tensors.items():
+            library = library_of(name, tensor)
+            if library.on_device:
+                msg = f"{name}: expected to load into an array on the CPU, got one on a GPU"
                 raise BnnumbaTypeError(msg)
-        for name, target in self._tensors().items():
-            target[...] = arrays[name]
+            target = check_running(name, tensor, library, self.num_features)
+            copies.append((target, _values(name, state[name], target)))
         if self.track_running_stats:
-            self._batches[0] = arrays["num_batches_tracked"]
+            batches = _batches(state["num_batches_tracked"])
+            copies.append((self._batches, batches))
+        for target, values in copies:
+            target[...] = values
 
     def __repr__(self) -> str:
         return (
@@ -225,3 +226,25 @@ class BatchNorm:
             f"affine={self.affine}, track_running_stats={self.track_running_stats}, "
             f"axis={self.axis})"
         )
+
+
+def _values(name: str, value: Any, target: np.ndarray) -> np.ndarray:
+    """Return an entry of a state dict as `target` can hold it."""
+    array = check_numbers(f"state: {name}", value)
+    if array.shape != target.shape:
+        msg = f"state: expected {name} of shape {target.shape}, got {array.shape}"
+        raise BnnumbaValueError(msg)
+    with np.errstate(over="ignore"):
+        values = array.astype(target.dtype)
+    if not np.array_equal(np.isfinite(values), np.isfinite(array)):
+        msg = f"state: expected {name} to fit {target.dtype}, got {array}"
+        raise BnnumbaValueError(msg)
+    return values
+
+
+def _batches(value: Any) -> int:
+    array = check_numbers("state: num_batches_tracked", value)
+    if array.shape != () or not 0 <= array < 2**63 or array != np.floor(array):
+        msg = f"state: expected num_batches_tracked to be a count, got {value!r}"
+        raise BnnumbaValueError(msg)
+    return int(array)

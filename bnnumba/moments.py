@@ -11,7 +11,7 @@ from . import cpu
 from .dispatch import Array
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .layout import candidates, nearest
-from .validation import SEEN_AS, check_real, open_data
+from .validation import SEEN_AS, check_integer, check_numbers, check_real, open_data
 
 __all__ = ["Moments", "RunningMoments", "check_features", "check_moments", "moments"]
 
@@ -61,9 +61,9 @@ class Moments:
     __slots__ = ("count", "m2", "mean")
 
     def __init__(self, count: int, mean: np.ndarray, m2: np.ndarray) -> None:
-        self.count = int(count)
-        self.mean = np.asarray(mean, np.float64)
-        self.m2 = np.asarray(m2, np.float64)
+        self.count = count if type(count) is int else check_integer("count", count)
+        self.mean = _statistic("mean", mean)
+        self.m2 = _statistic("m2", m2)
         if self.mean.ndim != 1 or self.mean.shape != self.m2.shape:
             msg = (
                 "mean, m2: expected two arrays of shape (C,), "
@@ -105,6 +105,14 @@ class Moments:
 
     def __repr__(self) -> str:
         return f"Moments(count={self.count}, mean={self.mean!r}, m2={self.m2!r})"
+
+
+def _statistic(name: str, value: Any) -> np.ndarray:
+    """Return numbers in float64, the array itself if it is of that."""
+    if type(value) is np.ndarray and value.dtype == np.float64:
+        return value
+    array = check_numbers(name, value)
+    return array.astype(np.float64)
 
 
 def check_moments(argument: str, value: Any, channels: int | None = None) -> None:
@@ -267,13 +275,15 @@ class RunningMoments:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a snapshot of as many channels; after an error nothing has changed."""
         if not isinstance(state, dict) or set(state) != {"count", "mean", "m2"}:
-            shown = sorted(state) if isinstance(state, dict) else type(state).__name__
+            shown = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
             msg = f"state: expected a dict with the keys count, m2, mean, got {shown}"
             raise BnnumbaValueError(msg)
-        mean, m2 = (np.array(state[key], np.float64) for key in ("mean", "m2"))
-        new = Moments(state["count"], mean, m2)
+        new = Moments(state["count"], state["mean"], state["m2"])
         check_moments("state", new, self.num_features)
-        self._moments = new
+        if np.any(new.m2 < 0):
+            msg = f"state: expected m2 that is not negative, got {new.m2.min()}"
+            raise BnnumbaValueError(msg)
+        self._moments = Moments(new.count, new.mean.copy(), new.m2.copy())
 
     def __repr__(self) -> str:
         return f"RunningMoments({self.num_features}, count={self.count})"

@@ -158,13 +158,15 @@ def _views(call: Call, axis: int, out: Any, *inputs: Any) -> tuple[Any, list[Any
     return view, arrays[: len(inputs)], arrays[-1]
 
 
-def _output(library: Any, array: Any, out: Array | None, **inputs: Any) -> Any:
+def _output(library: Any, array: Any, out: Array | None, **others: Any) -> Any:
+    """Return where to write what is like `array`: a new array or `out`, apart from all others."""
     if out is None:
         return library.empty_like(array)
     found: Any = check_out(out, library, array)
     _here(array, out=found)
-    for name, other in inputs.items():
-        overlap("out", found.shadow(), name, other.shadow())
+    for name, other in others.items():
+        if other is not None:
+            overlap("out", found.shadow(), name, other.shadow())
     return found
 
 
@@ -192,7 +194,9 @@ def training(
     )
     _here(array, running_mean=mean, running_var=var)
     call, work = _call(library, array), None
-    y = _output(library, array, out, x=array)
+    y = _output(
+        library, array, out, x=array, weight=scale, bias=shift, running_mean=mean, running_var=var
+    )
     with call.device:
         if array.size:
             view, (seen,), target = _views(call, axis, y, array)
@@ -221,9 +225,10 @@ def inference(
 ) -> Array:  # fmt: skip
     """Do `batch_norm_inference`."""
     channels = array.shape[axis]
+    names = ("mean", "var", "weight", "bias")
     given = _channels(library, array, channels, mean=mean, var=var, weight=weight, bias=bias)
     call = _call(library, array)
-    y = _output(library, array, out, x=array)
+    y = _output(library, array, out, x=array, **dict(zip(names, given, strict=True)))
     if array.size:
         with call.device:
             _infer(call, array, axis, y, given, _single(eps, array))
@@ -262,14 +267,16 @@ def backward(dy: Any, saved: Any, out: Array | None) -> Gradients:
     library, array, axis = saved._library, saved._array, saved._axis
     _here(array, grad_output=dy)
     call = _call(library, array)
-    dx = _output(library, array, out, grad_output=dy, x=array)
     scale, channels = saved._scale, array.shape[axis]
+    dx = _output(library, array, out, grad_output=dy, x=array, weight=scale)
     dtype = real_of(array.dtype.name) if scale is None else scale.dtype
     with call.device:
         dweight, dbias = (call.empty((channels,), dtype, array) for _ in range(2))
         saved._work = differentiate(
             call, array, dy, axis, scale, saved._stats, saved.training, dx, dweight, dbias
         )
+    if out is not None and _share(dx, array):
+        saved._overwritten = True
     return Gradients(dx.owner if out is None else out, dweight.owner, dbias.owner)
 
 

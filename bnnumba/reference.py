@@ -318,6 +318,6 @@ def update_running(
     var = m.m2 / (m.count - correction)
     old_mean, old_var = running_mean.astype(np.float64), running_var.astype(np.float64)
     return (
-        old_mean + momentum * (m.mean - old_mean),
-        old_var + momentum * (var - old_var),
+        (1 - momentum) * old_mean + momentum * m.mean,
+        (1 - momentum) * old_var + momentum * var,
     )

@@ -16,6 +16,8 @@ __all__ = [
     "check_channels",
     "check_data",
     "check_eps",
+    "check_integer",
+    "check_numbers",
     "check_out",
     "check_real",
     "check_running",
@@ -49,16 +51,43 @@ def check_data(argument: str, array: np.ndarray) -> None:
         raise BnnumbaValueError(msg)
 
 
+def check_integer(argument: str, value: Any) -> int:
+    """Return an integer, which no bool is."""
+    try:
+        if not isinstance(value, (bool, np.bool_)):
+            return operator.index(value)
+    except TypeError:
+        pass
+    shown = "None" if value is None else type(value).__name__
+    msg = f"{argument}: expected an integer, got {shown}"
+    raise BnnumbaTypeError(msg)
+
+
+def check_numbers(argument: str, value: Any) -> np.ndarray:
+    """Return real numbers, an array of any library on the CPU or what NumPy makes an array of."""
+    if hasattr(value, "__dlpack__") and not isinstance(value, (np.ndarray, np.generic)):
+        library = library_of(argument, value)
+        if library.on_device:
+            msg = f"{argument}: expected an array on the CPU, got one on a GPU"
+            raise BnnumbaTypeError(msg)
+        array = library.enter(argument, value)
+    else:
+        try:
+            array = np.asarray(value)
+        except ValueError as error:  # lists of different lengths
+            msg = f"{argument}: expected numbers, got {type(value).__name__}: {error}"
+            raise BnnumbaTypeError(msg) from error
+    if array.dtype.kind not in "fiu" and not is_data(array.dtype):
+        msg = f"{argument}: expected real numbers, got dtype {array.dtype}"
+        raise BnnumbaTypeError(msg)
+    return array
+
+
 def check_axis(axis: Any, ndim: int) -> int:
     """Return the channel axis counted from the front."""
     if type(axis) is int and 0 <= axis < ndim:
         return axis
-    try:
-        index = operator.index(axis)
-    except TypeError:
-        shown = "None" if axis is None else type(axis).__name__
-        msg = f"axis: expected an integer, got {shown}"
-        raise BnnumbaTypeError(msg) from None
+    index = check_integer("axis", axis)
     if not -ndim <= index < ndim:
         msg = f"axis: expected -{ndim} to {ndim - 1} for an array of {ndim} dimensions, got {index}"
         raise BnnumbaValueError(msg)
@@ -86,7 +115,10 @@ def check_real(argument: str, value: Any) -> float:
         shown = "None" if value is None else type(value).__name__
         msg = f"{argument}: expected a real number, got {shown}"
         raise BnnumbaTypeError(msg)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond any float
+        number = math.inf
     if not math.isfinite(number):
         msg = f"{argument}: expected a finite number, got {number}"
         raise BnnumbaValueError(msg)
@@ -110,7 +142,7 @@ def check_channels(argument: str, value: Any, library: Library, channels: int) -
         value if type(value) is np.ndarray and library is NUMPY else library.enter(argument, value)
     )
     dtype = array.dtype
-    if not (dtype is _SINGLE or dtype is _DOUBLE or dtype in (_SINGLE, _DOUBLE)):
+    if dtype not in (_SINGLE, _DOUBLE):
         msg = f"{argument}: expected dtype float32 or float64, got {array.dtype}"
         raise BnnumbaTypeError(msg)
     if array.shape != (channels,):
@@ -127,7 +159,17 @@ def check_running(argument: str, value: Any, library: Library, channels: int) ->
         lack = "an unaligned" if flags.writeable else "a read-only"
         msg = f"{argument}: expected a writable, aligned array to update in place, got {lack} one"
         raise BnnumbaValueError(msg)
+    if not _spread_out(array):
+        msg = f"{argument}: its elements must not overlap, got strides {array.strides}"
+        raise BnnumbaValueError(msg)
     return array
+
+
+def _spread_out(array: np.ndarray) -> bool:
+    """Return whether no axis repeats the same elements."""
+    return all(
+        stride or extent == 1 for stride, extent in zip(array.strides, array.shape, strict=True)
+    )
 
 
 def check_out(value: Any, library: Library, like: np.ndarray) -> np.ndarray:
@@ -142,9 +184,7 @@ def check_out(value: Any, library: Library, like: np.ndarray) -> np.ndarray:
     if not out.flags.writeable:
         msg = "out: expected a writable array, got a read-only one"
         raise BnnumbaValueError(msg)
-    if 0 in out.strides and any(
-        stride == 0 and extent > 1 for stride, extent in zip(out.strides, out.shape, strict=True)
-    ):
+    if 0 in out.strides and out.size and not _spread_out(out):
         msg = f"out: its elements must not overlap, got strides {out.strides} (some are 0)"
         raise BnnumbaValueError(msg)
     return out

@@ -184,3 +184,9 @@ def test_an_array_on_another_device_is_an_error_that_names_it():
 
     with pytest.raises(bn.BnnumbaError, match=r"[Dd]evice|Vulkan"):
         bn.batch_norm_training(Elsewhere(normal((4, 6))))
+
+
+def test_an_array_of_another_library_on_the_cpu_is_not_said_to_be_on_a_gpu():
+    jax = pytest.importorskip("jax")
+    with pytest.raises(bn.BnnumbaTypeError, match=r"weight: expected a numpy.ndarray, got jax"):
+        bn.batch_norm_training(np.ones((4, 3)), jax.numpy.ones(3))

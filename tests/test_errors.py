@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import as_strided
 from support import normal, same_bits
 
 import bnnumba as bn
@@ -164,6 +165,23 @@ def cases():
     yield "update_running", "correction_is_count", big, VALUE, ["correction", "18"]
     yield "update_running", "not_moments", {"m": lambda: x()}, TYPE, ["m", "Moments", "ndarray"]
 
+    for function in ("batch_norm_training", "batch_norm", "update_running"):
+        both = {}
+
+        def first(_both=both):
+            return _both.setdefault("memory", np.ones(C))
+
+        same = {"running_mean": first, "running_var": first}
+        yield function, "one_array", same, VALUE, ["running_var", "overlap", "running_mean"]
+        repeated = {"running_mean": lambda: as_strided(np.ones(1), (C,), (0,), writeable=True)}
+        yield function, "repeated", repeated, VALUE, ["running_mean", "overlap", "(0,)"]
+    yield "update_running", "no_mean", {"running_mean": lambda: None}, TYPE, ["running_mean"]
+    yield "update_running", "no_var", {"running_var": lambda: None}, TYPE, ["running_var", "None"]
+    for name, value, words in [("eps", 10**400, ["inf"]), ("axis", True, ["integer", "bool"])]:
+        kind = TYPE if name == "axis" else VALUE
+        beyond = {name: lambda value=value: value}
+        yield "batch_norm_training", f"{name}_{type(value).__name__}", beyond, kind, [name, *words]
+
     out = {
         "batch_norm_training": "x",
         "batch_norm_inference": "x",
@@ -188,6 +206,23 @@ def cases():
             VALUE,
             ["out", "overlap"],
         )
+
+    for function, names in {
+        "batch_norm_training": ("weight", "bias", "running_mean", "running_var"),
+        "batch_norm_inference": ("weight", "bias", "mean", "var"),
+    }.items():
+        for name in names:
+            both = {}
+
+            def inside(_both=both):
+                _both["memory"] = normal((3, C, 6))
+                return _both["memory"].ravel()[5 : 5 + C]
+
+            def around(_both=both):
+                return _both["memory"]
+
+            spoiled = {name: inside, "out": around}
+            yield function, f"out_overlaps_{name}", spoiled, VALUE, ["out", "overlap", name]
 
     for label, value, words in [
         ("longer", lambda: normal((4, C, 6)), ["(3, 4, 6)", "(4, 4, 6)"]),
@@ -216,7 +251,7 @@ OUT = [
     ("list", lambda: [0.0], TYPE, ["list"]),
     (
         "self_overlap",
-        lambda: np.lib.stride_tricks.as_strided(np.zeros(6, np.float32), (3, C, 6), (0, 0, 4)),
+        lambda: as_strided(np.zeros(6, np.float32), (3, C, 6), (0, 0, 4)),
         VALUE,
         ["overlap"],
     ),

@@ -462,3 +462,32 @@ def test_sixteen_bit_values_are_read_exactly_and_rounded_once_to_nearest_even(ha
     with np.errstate(over="ignore", invalid="ignore"):
         expected = (every.astype(np.float32) * np.float32(factor)).astype(half)
     np.testing.assert_array_equal(y.astype(np.float32), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 3, 0), (0, 3, 4)])
+def test_an_empty_batch_may_be_written_to_an_empty_out(shape):
+    x, out = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    ones = np.ones(shape[1], np.float32)
+    assert bn.batch_norm_inference(x, ones, ones, out=out) is out
+    y, saved = bn.batch_norm_training(x, out=out)
+    assert y is out
+    assert bn.batch_norm_backward(x, saved, out=out).x is out
+
+
+def test_dx_may_be_written_over_x_once():
+    x, dy = normal((4, 3, 5)), normal((4, 3, 5), seed=1)
+    _, saved = bn.batch_norm_training(x)
+    expected = bn.batch_norm_backward(dy, saved).x
+    assert same_bits(bn.batch_norm_backward(dy, saved, out=x).x, expected)
+    with pytest.raises(bn.BnnumbaValueError, match=r"saved: x, .* was written over"):
+        bn.batch_norm_backward(dy, saved)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-6, 1e-9])
+def test_with_momentum_1_running_statistics_are_the_batchs_own(scale):
+    x = scale * normal((64, 5), np.float64)
+    mean, var = np.full(5, 7.0), np.ones(5)
+    bn.batch_norm_training(x, running_mean=mean, running_var=var, momentum=1)
+    m = bn.moments(x)
+    assert same_bits(mean, m.mean)
+    assert same_bits(var, m.var(1))

@@ -8,6 +8,8 @@ import pytest
 from support import normal, run_python, same_bits
 
 import bnnumba as bn
+from bnnumba import cpu
+from bnnumba.cpu import threads
 
 PACKAGE = str(pathlib.Path(bn.__file__).parent)
 
@@ -66,6 +68,10 @@ def assert_whole(make, call, state):
 X = normal((5, 3, 7), loc=2)
 
 
+def locked():
+    return threads._region.locked()
+
+
 @pytest.mark.parametrize("statistics", [np.float32, np.float64])
 def test_running_statistics_of_training(statistics):
     assert_whole(
@@ -113,6 +119,14 @@ def test_running_moments_merge():
         lambda running: running.merge(other),
         lambda running: tuple(running.state_dict().values()),
     )
+
+
+def test_no_interrupt_keeps_threads_from_later_calls(monkeypatch):
+    monkeypatch.setattr(cpu, "PARALLEL_SIZE", 0)
+    bn.moments(X)
+    states = list(every_interruption(lambda: None, lambda _: bn.moments(X), lambda _: locked()))
+    assert len(states) > 50
+    assert not any(states)
 
 
 @pytest.mark.slow

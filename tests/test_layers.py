@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from support import assert_close, normal, parameters, relative_error, same_bits
+from support import BFLOAT16, assert_close, normal, parameters, relative_error, same_bits
 
 import bnnumba as bn
 from bnnumba import reference
@@ -177,6 +177,14 @@ BAD_STATES = {
     "missing": lambda s: s.pop("running_var"),
     "unknown": lambda s: s.update(gamma=np.ones(4)),
     "wrong_shape": lambda s: s.update(running_mean=np.zeros(5)),
+    "text": lambda s: s.update(bias=np.array(["1"] * 4)),
+    "complex": lambda s: s.update(bias=np.ones(4) * 1j),
+    "ragged": lambda s: s.update(bias=[[1], 2, 3, 4]),
+    "too_large": lambda s: s.update(weight=np.full(4, 5.0), running_var=np.full(4, 1e300)),
+    "half_a_batch": lambda s: s.update(num_batches_tracked=2.5),
+    "less_than_no_batch": lambda s: s.update(num_batches_tracked=-1),
+    "nan_batches": lambda s: s.update(num_batches_tracked=np.nan),
+    "other_keys": lambda s: s.update({1: 2}),
 }
 
 
@@ -191,6 +199,33 @@ def test_a_bad_state_dict_is_an_error_and_changes_nothing(fault):
         layer.load_state_dict(state)
     for name, value in layer.state_dict().items():
         assert same_bits(value, before[name]), name
+
+
+def test_a_state_dict_may_hold_numbers_of_any_kind():
+    layer = bn.BatchNorm(2)
+    state = {
+        "weight": [1, 2],
+        "bias": np.array([0.5, 0.25], BFLOAT16),
+        "running_mean": (3.0, 4.0),
+        "running_var": np.array([1, 2], np.float16),
+        "num_batches_tracked": 7.0,
+    }
+    layer.load_state_dict(state)
+    assert layer.num_batches_tracked == 7
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        np.testing.assert_array_equal(getattr(layer, name), np.array(state[name], np.float32))
+
+
+@pytest.mark.parametrize("axis", ["a", None, 1.5, True])
+def test_an_axis_that_is_no_integer_is_an_error(axis):
+    with pytest.raises(bn.BnnumbaTypeError, match="axis: expected an integer"):
+        bn.BatchNorm(4, axis=axis)
+
+
+def test_an_axis_may_be_an_integer_of_numpy():
+    layer = bn.BatchNorm(4, affine=False, track_running_stats=False, axis=np.int64(1))
+    with pytest.raises(bn.BnnumbaValueError, match="x: expected 4 channels at axis 1, got 3"):
+        layer(np.ones((4, 3, 5)))
 
 
 def test_backward_before_forward_is_an_error():

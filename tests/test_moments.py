@@ -301,3 +301,23 @@ def test_running_moments_agree_with_scikit_learn():
         running.update(chunk)
     assert relative_error(running.mean, scaler.mean_) < 1e-12
     assert relative_error(running.var(), scaler.var_) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("count", 2.5), ("count", "3"), ("count", True), ("count", None), ("mean", [1j]),
+     ("mean", "a"), ("m2", [[1], [1, 2]])],
+)  # fmt: skip
+def test_moments_of_what_is_no_number_are_an_error(name, value):
+    arguments = {"count": 3, "mean": np.zeros(1), "m2": np.ones(1), name: value}
+    with pytest.raises(bn.BnnumbaTypeError, match=f"{name}: expected"):
+        bn.Moments(**arguments)
+    running = bn.RunningMoments(1)
+    with pytest.raises(bn.BnnumbaTypeError, match=f"{name}: expected"):
+        running.load_state_dict(arguments)
+    assert running.count == 0
+
+
+def test_a_negative_m2_is_not_loaded():
+    with pytest.raises(bn.BnnumbaValueError, match="m2 that is not negative, got -1"):
+        bn.RunningMoments(1).load_state_dict({"count": 3, "mean": [0], "m2": [-1]})

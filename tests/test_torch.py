@@ -155,3 +155,33 @@ def test_fold_batch_norm_is_what_torch_fuses():
     for a, b in zip(got, expected, strict=True):
         assert type(a) is torch.Tensor
         close(a, b.detach(), torch.float64)
+
+
+def test_a_layer_with_tensors_saves_and_loads():
+    layer = bn.BatchNorm(3)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        setattr(layer, name, torch.from_numpy(getattr(layer, name)))
+    assert isinstance(layer(torch.randn(8, 3)), torch.Tensor)
+    state = layer.state_dict()
+    assert isinstance(state["running_mean"], torch.Tensor)
+    layer(torch.randn(8, 3))
+    assert not torch.equal(state["running_mean"], layer.running_mean), "a snapshot"
+    layer.load_state_dict(state)
+    assert torch.equal(state["running_mean"], layer.running_mean)
+    assert layer.num_batches_tracked == 1
+    theirs = torch.nn.BatchNorm1d(3).bfloat16()
+    layer.load_state_dict(theirs.state_dict())
+    assert torch.equal(layer.weight, theirs.weight.detach().float())
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        lambda: torch.ones(4, 3).to(torch.float8_e4m3fn),
+        lambda: torch.ones(4, 3, dtype=torch.complex64).conj().imag,
+    ],
+    ids=["float8", "negated"],
+)
+def test_a_tensor_that_numpy_cannot_see_is_an_error(tensor):
+    with pytest.raises(bn.BnnumbaTypeError, match="x: "):
+        bn.moments(tensor())

@@ -32,8 +32,8 @@ FIELDS = (
     *("block", "ahead", "streaming"),  # written by `choose`
     # the plan, which `choose` writes anew for a step that only writes
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
-    # addresses of (slabs, PARTIAL_ROWS, c), (4, c + REPEATED) of the arithmetic's precision, on a
-    # cache line, (3, c) and (2, c)
+    # addresses of (slabs, PARTIAL_ROWS, c), (4, c + REPEATED) of the arithmetic's precision, as far
+    # from a cache line as y, (3, c) and (2, c)
     *("partial", "coefs", "stats", "sums"),
     # addresses of c numbers; weight and bias may be 0
     *("weight", "bias", "mean", "m2", "invstd", "dweight", "dbias"),

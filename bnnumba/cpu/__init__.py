@@ -2,7 +2,7 @@
 
 A view is x[n, c, s] with contiguous rows or x[r, c] with contiguous channels (`bnnumba.layout`);
 arrays of 16-bit floats are views as integers (`bnnumba.cpu.simd`). Per-channel statistics are
-float64: ``stats`` has the rows mean, m2 and invstd.
+float64, but for those that `infer` is given: ``stats`` has the rows mean, m2 and invstd.
 """
 
 import math
@@ -92,7 +92,7 @@ def _split_block(x, kind, slabs, workers):
     return block
 
 
-def _streaming(out, kind, inputs, shared_bytes):
+def _streaming(x, kind, inputs, shared_bytes):
     """Return whether to write an output past the caches: it does not fit into them with the inputs.
 
     Written there, the lines that are about to be overwritten need not be read first. A fused step
@@ -100,7 +100,7 @@ def _streaming(out, kind, inputs, shared_bytes):
     fifth longer in the cache, backward of 6 MB by one thread a third).
     """
     arrays = 3 * inputs if kind == FUSED else inputs + 1
-    return arrays * out.size * out.itemsize > shared_bytes
+    return arrays * x.size * x.itemsize > shared_bytes
 
 
 class _Extents(NamedTuple):

@@ -11,7 +11,7 @@ from numba.extending import overload
 from .jit import Driver, Strided, inlined
 from .memory import REPEATED, unaligned
 from .moments import WORKSPACE
-from .normalize import inverse_std, write_inverse_std
+from .normalize import write_inverse_std
 from .ranges import (
     backward_range,
     coefficients_range,
@@ -144,10 +144,12 @@ input_gradient = Driver(_input, {"dx"})
 
 
 def _update_running(running_mean, running_var, batches, mean, m2, count, momentum, correction):
+    # Not r += momentum * (new - r): the old value would leave its rounding in a smaller new one.
+    kept = 1.0 - momentum
     for c in range(running_mean.size):
-        running_mean[c] += momentum * (mean[c] - running_mean[c])
+        running_mean[c] = kept * running_mean[c] + momentum * mean[c]
     for c in range(running_var.size):
-        running_var[c] += momentum * (m2[c] / (count - correction) - running_var[c])
+        running_var[c] = kept * running_var[c] + momentum * (m2[c] / (count - correction))
     for i in range(batches.size):
         batches[i] += 1
 
@@ -156,7 +158,7 @@ def _constant_stats(mean, var, eps, stats):
     for c in range(mean.size):
         stats[0, c] = mean[c]
         stats[1, c] = var[c]
-        stats[2, c] = inverse_std(var[c], eps)
+    write_inverse_std(0, mean.size, stats[1], 1, eps, stats[2])
 
 
 # One call, which nothing interrupts, moves all running statistics; an empty array is left out.

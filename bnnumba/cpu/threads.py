@@ -38,11 +38,11 @@ def _nested():
 
 def run(driver, large, *arguments):
     """Run a driver, with threads if the work is large and this process and moment allow it."""
-    if large and not _forked and not _nested() and _region.acquire(False):
-        try:
+    if large and not _forked and not _nested() and not _region.locked():
+        # An interrupt between `acquire` and a `try` would keep the lock taken for good; entering a
+        # `with` is not interrupted. Of two threads that come at once one waits for the other.
+        with _region:
             return driver.parallel(*arguments)
-        finally:
-            _region.release()
     return driver.serial(*arguments)
 
 

@@ -35,12 +35,14 @@ def build(m, kept_data):
         """Move running statistics, where they are not null, towards those of the batch."""
         if running_mean != 0:
             old = read_param(running_mean, c)
-            step = like(old, momentum) * ((center - old) + rest)
-            write_param(running_mean, c, old + step)
+            share = like(old, momentum)
+            kept = (like(old, 1.0) - share) * old
+            write_param(running_mean, c, kept + share * (center + rest))
         if running_var != 0:
             old = read_param(running_var, c)
-            step = like(old, momentum) * (m2 / like(old, divisor) - old)
-            write_param(running_var, c, old + step)
+            share = like(old, momentum)
+            kept = (like(old, 1.0) - share) * old
+            write_param(running_var, c, kept + share * (m2 / like(old, divisor)))
 
     @inlined
     def source(x, o, slot):

@@ -142,9 +142,8 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, kind ho
  */
 static int64_t take_coefs(running_step *r, const batch *b, const data *out)
 {
-    uintptr_t elements = -(uintptr_t)out->address % CACHE_LINE / (uintptr_t)b->itemsize;
     uintptr_t size = b->dtype == BNNUMBA_FLOAT64 ? sizeof(double) : sizeof(float);
-    uintptr_t lead = -elements * size % CACHE_LINE;
+    uintptr_t lead = (uintptr_t)out->address / (uintptr_t)b->itemsize * size % CACHE_LINE;
     return ADDRESS((char *)bn_take(&r->memory, COEFS(b)) + lead);
 }
 
