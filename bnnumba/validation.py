@@ -167,7 +167,7 @@ def check_running(argument: str, value: Any, library: Library, channels: int) ->
 
 def _spread_out(array: np.ndarray) -> bool:
     """Return whether no axis repeats the same elements."""
-    return all(
+    return not array.size or all(
         stride or extent == 1 for stride, extent in zip(array.strides, array.shape, strict=True)
     )
 
@@ -184,7 +184,7 @@ def check_out(value: Any, library: Library, like: np.ndarray) -> np.ndarray:
     if not out.flags.writeable:
         msg = "out: expected a writable array, got a read-only one"
         raise BnnumbaValueError(msg)
-    if 0 in out.strides and out.size and not _spread_out(out):
+    if 0 in out.strides and not _spread_out(out):
         msg = f"out: its elements must not overlap, got strides {out.strides} (some are 0)"
         raise BnnumbaValueError(msg)
     return out

@@ -19,9 +19,10 @@ L2 2 MiB)                 it: 16 to 48 %                               (103 MB: 
 ========================  ==================  =======================  ===========================
 
 An output is written past the caches unless it fits into the last one together with the inputs, or
-those several times where they are read twice (`bnnumba.cpu._streaming`). On AMD that cache is what the system says (13 MB normalized in 32 MiB: 190 us in the cache, 306 past
-it). Other servers say what all their cores share, of which one program has little (Xeon, 13 MB:
-1.16 ms in the cache, 0.86 past it).
+with those several times where they are read twice (`bnnumba.cpu._streaming`). On AMD that cache is
+what the system says (13 MB normalized in 32 MiB: 190 us in the cache, 306 past it). Other servers
+say what all their cores share, of which one program has little (Xeon, 13 MB: 1.16 ms in the cache,
+0.86 past it).
 """
 
 from functools import lru_cache

@@ -36,8 +36,8 @@ from .simd import blend, fma, hsum, positive_part, rounded, splat_f64
 
 # Rows of a chunk whose mean is the pivot, in the rc view.
 PIVOT_ROWS = 16
-# Values of a row in a chunk up to which two rows are summed at a time: their accumulators are loaded, added up
-# and stored once for both (rows of 49: 17 % less time, of 16: 29 %, of 196 none).
+# Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
+# loaded, added up and stored once for both (rows of 49: 17 % less time, of 16: 29 %, of 196 none).
 SHORT_ROW = 128
 # float64 numbers of workspace per channel: three vectors of 8 lanes.
 WORKSPACE = 24
