@@ -206,7 +206,7 @@ class BatchNorm:
         if sorted(map(str, state)) != expected:
             msg = f"state: expected the keys {expected}, got {sorted(map(str, state))}"
             raise BnnumbaValueError(msg)
-        copies = []
+        copies: list[tuple[np.ndarray, Any]] = []
         for name, tensor in tensors.items():
             library = library_of(name, tensor)
             if library.on_device:
