@@ -8,8 +8,6 @@ import pytest
 from support import normal, run_python, same_bits
 
 import bnnumba as bn
-from bnnumba import cpu
-from bnnumba.cpu import threads
 
 PACKAGE = str(pathlib.Path(bn.__file__).parent)
 
@@ -68,10 +66,6 @@ def assert_whole(make, call, state):
 X = normal((5, 3, 7), loc=2)
 
 
-def locked():
-    return threads._region.locked()
-
-
 @pytest.mark.parametrize("statistics", [np.float32, np.float64])
 def test_running_statistics_of_training(statistics):
     assert_whole(
@@ -121,12 +115,37 @@ def test_running_moments_merge():
     )
 
 
-def test_no_interrupt_keeps_threads_from_later_calls(monkeypatch):
-    monkeypatch.setattr(cpu, "PARALLEL_SIZE", 0)
-    bn.moments(X)
-    states = list(every_interruption(lambda: None, lambda _: bn.moments(X), lambda _: locked()))
-    assert len(states) > 50
-    assert not any(states)
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_no_interrupt_keeps_threads_from_later_calls():
+    run_python(
+        """
+        import signal, time, types
+        from bnnumba.cpu import threads
+
+        driver = types.SimpleNamespace(parallel=int, serial=int)
+        armed, raised = False, 0
+
+        def interrupt(*_):
+            global armed, raised
+            if armed:
+                armed, raised = False, raised + 1
+                raise KeyboardInterrupt
+
+        signal.signal(signal.SIGALRM, interrupt)
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, 5e-6)
+                for _ in range(200):
+                    threads.run(driver, True)
+                armed = False
+            except KeyboardInterrupt:
+                pass
+            assert not threads._region.locked(), f"locked after {raised} interrupts"
+        assert raised > 100, raised
+        """
+    )
 
 
 @pytest.mark.slow

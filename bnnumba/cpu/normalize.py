@@ -6,6 +6,8 @@ rounding left over, so that an offset of any size costs no digits of y:
     scale = weight / sqrt(var + eps),    shift = bias - (mean - center) * scale
 """
 
+import math
+
 from .jit import by_rank, inlined
 from .memory import (
     REPEATED,
@@ -25,8 +27,18 @@ from .simd import blend, fma, inverse_root, lanes, rounded, splat, splat_f64
 
 
 @inlined
+def inverse_std(var, eps):
+    """Return 1 / sqrt(var + eps), and 0 where both are 0, as PyTorch does.
+
+    Without vectors: what needs no other kernel works without the compiler.
+    """
+    spread = var + eps
+    return 1.0 / math.sqrt(spread) if spread != 0.0 else 0.0
+
+
+@inlined
 def write_inverse_std(begin, end, m2, count, eps, invstd):
-    """Write 1 / sqrt(m2 / count + eps), and 0 where both are 0, as PyTorch does."""
+    """Write ``inverse_std(m2 / count, eps)`` for a range of channels."""
     size, more = splat_f64(float(count)), splat_f64(eps)
     for c in range(begin, end, 8):
         spread = load_lanes(m2, c, end - c) / size + more

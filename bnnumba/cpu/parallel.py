@@ -11,7 +11,7 @@ from numba.extending import overload
 from .jit import Driver, Strided, inlined
 from .memory import REPEATED, unaligned
 from .moments import WORKSPACE
-from .normalize import write_inverse_std
+from .normalize import inverse_std, write_inverse_std
 from .ranges import (
     backward_range,
     coefficients_range,
@@ -158,7 +158,7 @@ def _constant_stats(mean, var, eps, stats):
     for c in range(mean.size):
         stats[0, c] = mean[c]
         stats[1, c] = var[c]
-    write_inverse_std(0, mean.size, stats[1], 1, eps, stats[2])
+        stats[2, c] = inverse_std(var[c], eps)
 
 
 # One call, which nothing interrupts, moves all running statistics; an empty array is left out.
