@@ -7,8 +7,6 @@ accumulated in float64 and do not depend on the number of threads.
 from .conventions import CONVENTIONS, Convention
 from .errors import BackendError, BnnumbaError, BnnumbaTypeError, BnnumbaValueError
 from .functional import (
-    Gradients,
-    Saved,
     batch_norm,
     batch_norm_backward,
     batch_norm_inference,
@@ -17,7 +15,8 @@ from .functional import (
     update_running,
 )
 from .layers import BatchNorm
-from .moments import Moments, RunningMoments, moments
+from .moments import RunningMoments, moments
+from .results import Gradients, Moments, Saved
 
 __version__ = "0.1.0"
 

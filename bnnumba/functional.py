@@ -6,215 +6,26 @@ Every function takes arrays of one library and returns arrays of that library, s
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from . import cpu
-from .dispatch import Array, Library, library_of, overlap
+from .backend import backend_of
+from .dispatch import Array, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
-from .layout import candidates, fits, nearest, shared_layout
-from .moments import Moments, check_moments
-from .validation import (
-    SEEN_AS,
-    check_channels,
-    check_data,
-    check_eps,
-    check_out,
-    check_real,
-    check_running,
-    open_data,
-)
+from .results import Gradients, Moments, Saved, check_moments
+from .validation import check_channels, check_data, check_eps, check_real, open_data
 
 __all__ = [
-    "Gradients",
-    "Saved",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_inference",
     "batch_norm_training",
     "fold_batch_norm",
     "saved_inference",
+    "train",
     "update_running",
 ]
-
-_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
-_NONE: dict[np.dtype, np.ndarray] = {_SINGLE: np.empty(0, _SINGLE), _DOUBLE: np.empty(0, _DOUBLE)}
-_NO_RUNNING = (_NONE[_DOUBLE], _NONE[_DOUBLE])
-_NO_COUNTER = np.empty(0, np.int64)
-
-
-class Gradients(NamedTuple):
-    """What :func:`batch_norm_backward` returns."""
-
-    x: Array
-    weight: Array
-    bias: Array
-
-
-class Saved:
-    """What a forward pass keeps for :func:`batch_norm_backward`.
-
-    Attributes
-    ----------
-    x : array
-        The input itself, not a copy.
-    weight : array or None
-        The weight that was given.
-    mean, invstd : array, shape (C,)
-        The mean and 1 / sqrt(var + eps) that normalized `x`: float64 for float64 `x`, else
-        float32. The backward pass uses them in float64.
-    count : int
-        Values per channel.
-    moments : Moments
-        The moments of the batch, in float64.
-    training : bool
-        Whether the statistics are those of the batch itself, and so depend on `x`.
-    """
-
-    __slots__ = (
-        "_array", "_axis", "_library", "_overwritten", "_scale", "_stats",
-        "count", "training", "weight", "x",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        x: Array,
-        array: np.ndarray,
-        weight: Array | None,
-        scale: np.ndarray,
-        stats: np.ndarray,
-        count: int,
-        axis: int,
-        library: Library,
-        training: bool,
-        overwritten: bool,
-    ) -> None:
-        self.x = x
-        self.weight = weight
-        self.count = count
-        self.training = training
-        self._array = array
-        self._scale = scale
-        self._stats = stats
-        self._axis = axis
-        self._library = library
-        self._overwritten = overwritten
-
-    def _statistic(self, row: int) -> Array:
-        dtype = _DOUBLE if self._array.dtype == _DOUBLE else _SINGLE
-        return self._library.leave(self._stats[row].astype(dtype))
-
-    @property
-    def mean(self) -> Array:
-        """The mean of each channel."""
-        return self._statistic(0)
-
-    @property
-    def invstd(self) -> Array:
-        """1 / sqrt(var + eps) of each channel, 0 where both are 0."""
-        return self._statistic(2)
-
-    @property
-    def moments(self) -> Moments:
-        """The moments of the batch."""
-        if not self.training:
-            msg = "saved: a forward pass with given statistics has no moments of the batch"
-            raise BnnumbaValueError(msg)
-        return Moments(self.count, self._stats[0].copy(), self._stats[1].copy())
-
-    def __repr__(self) -> str:
-        shape = tuple(self.x.shape)
-        return f"Saved(shape={shape}, axis={self._axis}, training={self.training})"
-
-
-def _parameters(
-    library: Library,
-    channels: int,
-    dtype: np.dtype,
-    weight: Array | None,
-    bias: Array | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return weight and bias in one dtype; an empty array stands for none."""
-    if weight is None and bias is None:
-        none = _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
-        return none, none
-    if weight is None:
-        shift = check_channels("bias", bias, library, channels)
-        return _NONE[shift.dtype], shift
-    scale = check_channels("weight", weight, library, channels)
-    if bias is None:
-        return scale, _NONE[scale.dtype]
-    return _alike(scale, check_channels("bias", bias, library, channels))
-
-
-def _alike(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays in one dtype, as kernels are compiled for."""
-    return (a, b) if a.dtype == b.dtype else (a.astype(_DOUBLE), b.astype(_DOUBLE))
-
-
-def _kept_weight(
-    library: Library, channels: int, dtype: np.dtype, weight: Array | None, scale: np.ndarray
-) -> np.ndarray:
-    """Return the weight in the dtype that its gradient has, an empty array for none."""
-    if weight is None:
-        return _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
-    if scale.dtype == _DOUBLE:
-        return check_channels("weight", weight, library, channels)
-    return scale
-
-
-def _views(
-    axis: int, out: np.ndarray, *inputs: np.ndarray
-) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """See all arrays alike, copying those whose strides do not allow it.
-
-    Returns the views of the inputs and the view to write the result to, and, where that is not one
-    of `out`, the array to copy to `out` afterwards.
-    """
-    kind = SEEN_AS[out.dtype]
-    layout = shared_layout(axis, *inputs, out)
-    if layout is not None:
-        return layout.views(kind, *inputs, out), None
-    first = inputs[0]
-    found = candidates(first.shape, first.strides, first.itemsize, axis)
-    layout = found[0] if found else nearest(first, axis)
-    arrays = []
-    for array in inputs:
-        if not fits(array, layout, axis):
-            copy = layout.empty(array)
-            copy[...] = array
-            array = copy
-        arrays.append(array)
-    pending = None if fits(out, layout, axis) else layout.empty(out)
-    return layout.views(kind, *arrays, out if pending is None else pending), pending
-
-
-def _output(
-    library: Library, array: np.ndarray, out: Array | None, **others: np.ndarray
-) -> np.ndarray:
-    """Return where to write what is like `array`: a new array or `out`, apart from all others."""
-    if out is None:
-        return np.empty_like(array)
-    found = check_out(out, library, array)
-    for name, other in others.items():
-        overlap("out", found, name, other)
-    return found
-
-
-def _running(
-    library: Library,
-    channels: int,
-    running_mean: Array | None,
-    running_var: Array | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the running statistics to update, an empty array for one that is not kept."""
-    mean, var = (
-        _NONE[_DOUBLE] if value is None else check_running(name, value, library, channels)
-        for name, value in (("running_mean", running_mean), ("running_var", running_var))
-    )
-    overlap("running_var", var, "running_mean", mean, in_place=False)
-    return mean, var
 
 
 def _check_correction(correction: Any, count: int, updates_var: bool) -> float:
@@ -308,34 +119,16 @@ def batch_norm_training(
     >>> saved.mean
     array([ 2., 20.], dtype=float32)
     """
-    return _training(
-        x,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        _NO_COUNTER,
-        momentum,
-        eps,
-        correction,
-        axis,
-        out,
+    return train(
+        x, weight, bias, running_mean, running_var, None, momentum, eps, correction, axis, out
     )
 
 
-def _training(
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
-    counter: np.ndarray,
-    momentum: float,
-    eps: float,
-    correction: float,
-    axis: int,
-    out: Array | None,
-) -> tuple[Array, Saved]:
+def train(
+    x: Array, weight: Array | None, bias: Array | None, running_mean: Array | None,
+    running_var: Array | None, counter: np.ndarray | None, momentum: float, eps: float,
+    correction: float, axis: int, out: Array | None,
+) -> tuple[Array, Saved]:  # fmt: skip
     """Do `batch_norm_training`, and count the batch where running statistics are updated."""
     library, array, axis = open_data(x, axis)
     channels = array.shape[axis]
@@ -343,37 +136,10 @@ def _training(
     count = array.size // channels if channels else 0
     momentum = check_real("momentum", momentum)
     correction = _check_correction(correction, count, running_var is not None)
-    updates = running_mean is not None or running_var is not None
-    if library.on_device:
-        from . import on_device
-
-        found = on_device.training(
-            library, x, array, weight, bias, running_mean, running_var, count, momentum, eps,
-            correction, axis, out,
-        )  # fmt: skip
-        if updates and array.size:
-            counter += 1
-        return found
-    scale, shift = _parameters(library, channels, array.dtype, weight, bias)
-    mean, var = _running(library, channels, running_mean, running_var) if updates else _NO_RUNNING
-    y = _output(
-        library, array, out, x=array, weight=scale, bias=shift, running_mean=mean, running_var=var
-    )
-    if array.size:
-        (x_view, y_view), pending = _views(axis, y, array)
-        stats = cpu.forward(x_view, scale, shift, eps, y_view)
-        if pending is not None:
-            y[...] = pending
-        if updates:
-            cpu.update_running(
-                mean, var, counter, stats[0], stats[1], float(count), momentum, correction
-            )
-    else:
-        stats = np.zeros((3, channels))
-    overwritten = out is not None and np.may_share_memory(y, array)
-    scale = _kept_weight(library, channels, array.dtype, weight, scale)
-    saved = Saved(x, array, weight, scale, stats, count, axis, library, True, overwritten)
-    return (library.leave(y) if out is None else out), saved
+    return backend_of(library).training(
+        library, x, array, weight, bias, running_mean, running_var, counter, count, momentum, eps,
+        correction, axis, out,
+    )  # fmt: skip
 
 
 def batch_norm_inference(
@@ -426,44 +192,8 @@ def batch_norm_inference(
            [1., 2.]])
     """
     library, array, axis = open_data(x, axis)
-    channels = array.shape[axis]
     eps = check_eps(eps)
-    if library.on_device:
-        from . import on_device
-
-        return on_device.inference(library, array, mean, var, weight, bias, eps, axis, out)
-    center, spread = _alike(
-        check_channels("mean", mean, library, channels),
-        check_channels("var", var, library, channels),
-    )
-    scale, shift = _parameters(library, channels, array.dtype, weight, bias)
-    y = _output(library, array, out, x=array, mean=center, var=spread, weight=scale, bias=shift)
-    if array.size:
-        (x_view, y_view), pending = _views(axis, y, array)
-        cpu.infer(x_view, scale, shift, center, spread, eps, y_view)
-        if pending is not None:
-            y[...] = pending
-    return library.leave(y) if out is None else out
-
-
-def _constant_stats(
-    library: Library,
-    channels: int,
-    mean_name: str,
-    mean: Array,
-    var_name: str,
-    var: Array,
-    eps: float,
-) -> np.ndarray:
-    """Return the float64 rows mean, var and invstd of given statistics."""
-    stats = np.empty((3, channels))
-    cpu.constant_stats(
-        check_channels(mean_name, mean, library, channels).astype(_DOUBLE, copy=False),
-        check_channels(var_name, var, library, channels).astype(_DOUBLE, copy=False),
-        eps,
-        stats,
-    )
-    return stats
+    return backend_of(library).inference(library, array, mean, var, weight, bias, eps, axis, out)
 
 
 def saved_inference(
@@ -477,17 +207,8 @@ def saved_inference(
 ) -> Saved:
     """Return what the backward pass of `batch_norm_inference` needs."""
     library, array, axis = open_data(x, axis)
-    channels = array.shape[axis]
     eps = check_eps(eps)
-    if library.on_device:
-        from . import on_device
-
-        return on_device.saved_inference(library, x, array, mean, var, weight, eps, axis, out)
-    stats = _constant_stats(library, channels, "mean", mean, "var", var, eps)
-    scale, _ = _parameters(library, channels, array.dtype, weight)
-    count = array.size // channels if channels else 0
-    overwritten = out is not None and np.may_share_memory(library.enter("out", out), array)
-    return Saved(x, array, weight, scale, stats, count, axis, library, False, overwritten)
+    return backend_of(library).saved_inference(library, x, array, mean, var, weight, eps, axis, out)
 
 
 def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None = None) -> Gradients:
@@ -539,7 +260,7 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
     if not isinstance(saved, Saved):
         msg = f"saved: expected what a forward pass returned, got {type(saved).__name__}"
         raise BnnumbaTypeError(msg)
-    library, array, axis = saved._library, saved._array, saved._axis
+    library, array = saved._library, saved._array
     dy = library.enter("grad_output", grad_output)
     if dy.dtype != array.dtype:
         check_data("grad_output", dy)
@@ -551,31 +272,7 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
     if saved._overwritten:
         msg = "saved: x, which the backward pass needs, was written over; use another out"
         raise BnnumbaValueError(msg)
-    if library.on_device:
-        from . import on_device
-
-        return on_device.backward(dy, saved, out)
-    scale = saved._scale
-    dx = _output(library, array, out, grad_output=dy, x=array, weight=scale)
-    channels = array.shape[axis]
-    dweight, dbias = np.zeros(channels, scale.dtype), np.zeros(channels, scale.dtype)
-    if array.size:
-        (x_view, dy_view, dx_view), pending = _views(axis, dx, array, dy)
-        stats = saved._stats
-        if saved.training:
-            cpu.backward(x_view, dy_view, scale, stats, dx_view, dweight, dbias)
-        else:
-            sums = np.empty((2, channels))
-            cpu.backward_reduce(x_view, dy_view, stats[0], stats[2], sums, dweight, dbias)
-            none = _NONE[scale.dtype]
-            # Constant statistics: dx = dy * invstd * weight, whatever stands in x.
-            cpu.normalize(dy_view, scale, none, np.zeros(channels), stats[2], dx_view)
-        if pending is not None:
-            dx[...] = pending
-    if out is not None and np.may_share_memory(dx, array):
-        saved._overwritten = True
-    dx = library.leave(dx) if out is None else out
-    return Gradients(dx, library.leave(dweight), library.leave(dbias))
+    return backend_of(library).backward(dy, saved, out)
 
 
 def batch_norm(
@@ -686,22 +383,10 @@ def update_running(
     (array([1.]), array([1.5]))
     """
     check_moments("m", m)
-    channels = m.mean.size
     library = library_of("running_mean", running_mean)
     momentum = check_real("momentum", momentum)
     correction = _check_correction(correction, m.count, True)
-    if library.on_device:
-        from . import on_device
-
-        on_device.update_running(library, running_mean, running_var, m, momentum, correction)
-        return
-    mean = check_running("running_mean", running_mean, library, channels)
-    var = check_running("running_var", running_var, library, channels)
-    overlap("running_var", var, "running_mean", mean, in_place=False)
-    if m.count:
-        cpu.update_running(
-            mean, var, _NO_COUNTER, m.mean, m.m2, float(m.count), momentum, correction
-        )
+    backend_of(library).update_running(library, running_mean, running_var, m, momentum, correction)
 
 
 def fold_batch_norm(
@@ -752,31 +437,13 @@ def fold_batch_norm(
     """
     library = library_of("conv_weight", conv_weight)
     array = library.enter("conv_weight", conv_weight)
-    if array.dtype not in (_SINGLE, _DOUBLE):
+    if array.dtype not in (np.float32, np.float64):
         msg = f"conv_weight: expected dtype float32 or float64, got {array.dtype}"
         raise BnnumbaTypeError(msg)
     if array.ndim < 1:
         msg = "conv_weight: expected at least 1 dimension, the output channel, got 0"
         raise BnnumbaValueError(msg)
-    channels = array.shape[0]
     eps = check_eps(eps)
-    if library.on_device:
-        from . import on_device
-
-        return on_device.fold(
-            library, array, conv_bias, running_mean, running_var, weight, bias, eps
-        )
-    stats = _constant_stats(
-        library, channels, "running_mean", running_mean, "running_var", running_var, eps
+    return backend_of(library).fold(
+        library, array, conv_bias, running_mean, running_var, weight, bias, eps
     )
-    factor = stats[2]
-    offset = -stats[0]
-    if conv_bias is not None:
-        offset = offset + check_channels("conv_bias", conv_bias, library, channels)
-    if weight is not None:
-        factor = factor * check_channels("weight", weight, library, channels)
-    offset = offset * factor
-    if bias is not None:
-        offset = offset + check_channels("bias", bias, library, channels)
-    folded = array * factor.reshape((channels,) + (1,) * (array.ndim - 1))
-    return library.leave(folded.astype(array.dtype)), library.leave(offset.astype(array.dtype))

@@ -9,14 +9,14 @@ import numpy as np
 from .dispatch import Array, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .functional import (
-    Saved,
-    _training,
     batch_norm_backward,
     batch_norm_inference,
     batch_norm_training,
     saved_inference,
+    train,
 )
 from .moments import check_features
+from .results import Saved
 from .validation import check_eps, check_integer, check_numbers, check_real, check_running
 
 __all__ = ["BatchNorm"]
@@ -134,7 +134,7 @@ class BatchNorm:
             momentum = self.momentum
             if momentum is None:
                 momentum = 1.0 / (self.num_batches_tracked + 1)
-            y, saved = _training(
+            y, saved = train(
                 x, self.weight, self.bias, self.running_mean, self.running_var, self._batches,
                 momentum, self.eps, self.correction, self.axis, out,
             )  # fmt: skip

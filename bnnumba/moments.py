@@ -2,127 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from . import cpu
+from .backend import backend_of
 from .dispatch import Array
 from .errors import BnnumbaTypeError, BnnumbaValueError
-from .layout import candidates, nearest
-from .validation import SEEN_AS, check_integer, check_numbers, check_real, open_data
+from .results import Moments, check_moments
+from .validation import open_data
 
-__all__ = ["Moments", "RunningMoments", "check_features", "check_moments", "moments"]
-
-
-def _merged(
-    count: int, mean: np.ndarray, m2: np.ndarray, other: Moments
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """Merge by Chan, Golub & LeVeque (1983)."""
-    if other.count == 0:
-        return count, mean, m2
-    if count == 0:
-        return other.count, other.mean.copy(), other.m2.copy()
-    total = count + other.count
-    share = other.count / total
-    with np.errstate(invalid="ignore", over="ignore"):  # a channel may hold NaN or infinity
-        delta = other.mean - mean
-        return total, mean + delta * share, m2 + other.m2 + delta * delta * (count * share)
-
-
-def _variance(count: int, m2: np.ndarray, correction: float) -> np.ndarray:
-    freedom = count - check_real("correction", correction)
-    return m2 / freedom if freedom > 0 else np.full_like(m2, np.nan)
-
-
-class Moments:
-    """The count, mean and m2 of each channel: a value to keep, merge, send and normalize with.
-
-    Attributes
-    ----------
-    count : int
-        Values per channel.
-    mean : ndarray, shape (C,), float64
-        The mean of each channel; 0 where `count` is 0.
-    m2 : ndarray, shape (C,), float64
-        The sum of squared deviations from the mean.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import bnnumba as bn
-    >>> a, b = bn.moments(np.array([[1.0], [2.0]])), bn.moments(np.array([[6.0]]))
-    >>> m = a.merge(b)
-    >>> m.count, m.mean, m.var()
-    (3, array([3.]), array([4.66666667]))
-    """
-
-    __slots__ = ("count", "m2", "mean")
-
-    def __init__(self, count: int, mean: np.ndarray, m2: np.ndarray) -> None:
-        self.count = count if type(count) is int else check_integer("count", count)
-        self.mean = _statistic("mean", mean)
-        self.m2 = _statistic("m2", m2)
-        if self.mean.ndim != 1 or self.mean.shape != self.m2.shape:
-            msg = (
-                "mean, m2: expected two arrays of shape (C,), "
-                f"got {self.mean.shape} and {self.m2.shape}"
-            )
-            raise BnnumbaValueError(msg)
-        if self.count < 0:
-            msg = f"count: expected a number that is not negative, got {count}"
-            raise BnnumbaValueError(msg)
-
-    def var(self, correction: float = 0) -> np.ndarray:
-        """Return ``m2 / (count - correction)``, NaN for no more than `correction` values."""
-        return _variance(self.count, self.m2, correction)
-
-    def std(self, correction: float = 0) -> np.ndarray:
-        """Return the standard deviation of each channel."""
-        return np.sqrt(self.var(correction))
-
-    def merge(self, other: Moments) -> Moments:
-        """Return the moments of the values of both, as if they had been seen together."""
-        check_moments("other", other, self.mean.size)
-        return Moments(*_merged(self.count, self.mean, self.m2, other))
-
-    def __iter__(self) -> Iterator[Any]:
-        """Iterate over ``count, mean, m2``."""
-        return iter((self.count, self.mean, self.m2))
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both hold the same numbers, NaN being equal to NaN."""
-        if not isinstance(other, Moments):
-            return NotImplemented
-        return (
-            self.count == other.count
-            and np.array_equal(self.mean, other.mean, equal_nan=True)
-            and np.array_equal(self.m2, other.m2, equal_nan=True)
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"Moments(count={self.count}, mean={self.mean!r}, m2={self.m2!r})"
-
-
-def _statistic(name: str, value: Any) -> np.ndarray:
-    """Return numbers in float64, the array itself if it is of that."""
-    if type(value) is np.ndarray and value.dtype == np.float64:
-        return value
-    array = check_numbers(name, value)
-    return array.astype(np.float64)
-
-
-def check_moments(argument: str, value: Any, channels: int | None = None) -> None:
-    """Raise unless `value` is Moments, of that many channels."""
-    if not isinstance(value, Moments):
-        msg = f"{argument}: expected Moments, got {type(value).__name__}"
-        raise BnnumbaTypeError(msg)
-    if channels is not None and value.mean.size != channels:
-        msg = f"{argument}: expected {channels} channels, got {value.mean.size}"
-        raise BnnumbaValueError(msg)
+__all__ = ["Moments", "RunningMoments", "check_features", "moments"]
 
 
 def moments(x: Array, *, axis: int = 1) -> Moments:
@@ -165,23 +55,7 @@ def moments(x: Array, *, axis: int = 1) -> Moments:
     (array([2.00000000e+00, 1.00000001e+08]), array([1., 1.]))
     """
     library, array, axis = open_data(x, axis)
-    channels = array.shape[axis]
-    if library.on_device:
-        from . import on_device
-
-        return on_device.moments(library, array, axis)
-    stats = np.zeros((3, channels))
-    if array.size == 0:
-        return Moments(0, stats[0], stats[1])
-    found = candidates(array.shape, array.strides, array.itemsize, axis)
-    layout = found[0] if found else nearest(array, axis)
-    if not (found and array.flags.aligned):
-        copy = layout.empty(array)
-        copy[...] = array
-        array = copy
-    (view,) = layout.views(SEEN_AS[array.dtype], array)
-    cpu.collect_moments(view, 0.0, stats)
-    return Moments(array.size // channels, stats[0], stats[1])
+    return backend_of(library).moments(library, array, axis)
 
 
 class RunningMoments:

@@ -14,11 +14,10 @@ import numpy as np
 from . import gpu
 from .dispatch import Array, overlap
 from .errors import BnnumbaTypeError, BnnumbaValueError
-from .functional import Gradients, Saved
 from .gpu.driver import device
 from .gpu.launch import Call, canonical, copy_array, real_of, widest_of
 from .layout import candidates, fits, nearest, shared_layout
-from .moments import Moments
+from .results import Gradients, Moments, Saved
 from .validation import check_channels, check_out, check_running
 
 __all__ = [
@@ -170,6 +169,12 @@ def _output(library: Any, array: Any, out: Array | None, **others: Any) -> Any:
     return found
 
 
+def _apart(mean: Any, var: Any) -> None:
+    """Raise if the running statistics share memory."""
+    if mean is not None and var is not None:
+        overlap("running_var", var.shadow(), "running_mean", mean.shadow(), in_place=False)
+
+
 def _share(a: Any, b: Any) -> bool:
     return bool(np.may_share_memory(a.shadow(), b.shadow()))
 
@@ -182,8 +187,8 @@ def _single(value: float, array: Any) -> float:
 
 def training(
     library: Any, x: Array, array: Any, weight: Array | None, bias: Array | None,
-    running_mean: Array | None, running_var: Array | None, count: int, momentum: float,
-    eps: float, correction: float, axis: int, out: Array | None,
+    running_mean: Array | None, running_var: Array | None, counter: np.ndarray | None, count: int,
+    momentum: float, eps: float, correction: float, axis: int, out: Array | None,
 ) -> tuple[Array, Saved]:  # fmt: skip
     """Do `batch_norm_training`."""
     channels = array.shape[axis]
@@ -193,6 +198,7 @@ def training(
         for name, value in (("running_mean", running_mean), ("running_var", running_var))
     )
     _here(array, running_mean=mean, running_var=var)
+    _apart(mean, var)
     call, work = _call(library, array), None
     y = _output(
         library, array, out, x=array, weight=scale, bias=shift, running_mean=mean, running_var=var
@@ -209,6 +215,8 @@ def training(
             for given, new in ((y, target), (mean, new_mean), (var, new_var)):
                 if new is not given:
                     _copy(call, "out", new, given)
+            if counter is not None and (mean is not None or var is not None):
+                counter += 1
         else:
             stats = call.zeros((4, channels), real_of(array.dtype.name), array)
     overwritten = out is not None and _share(y, array)
@@ -315,6 +323,7 @@ def update_running(
     mean: Any = check_running("running_mean", running_mean, library, channels)
     var: Any = check_running("running_var", running_var, library, channels)
     _here(mean, running_var=var)
+    _apart(mean, var)
     if not m.count * channels:
         return
     call = _call(library, mean)

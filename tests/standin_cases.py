@@ -3,6 +3,8 @@
 Not collected by itself: `test_gpu_dispatch.py` runs it in a process with the simulator.
 """
 
+import inspect
+
 import numpy as np
 import pytest
 from device_standins import Capsule, Nameless, StandIn
@@ -10,7 +12,7 @@ from numba import cuda
 from support import BFLOAT16, assert_close, normal, parameters
 
 import bnnumba as bn
-from bnnumba import reference
+from bnnumba import on_cpu, on_device, reference
 from bnnumba.gpu import driver
 
 Numba = type(cuda.to_device(np.zeros(1)))
@@ -123,6 +125,22 @@ def test_an_out_that_overlaps_x_is_an_error():
     memory = normal((5, 3, 8))
     with pytest.raises(bn.BnnumbaValueError, match="out: must not overlap x"):
         bn.batch_norm_training(StandIn(memory[:4]), out=StandIn(memory[1:]))
+
+
+def test_running_statistics_that_overlap_are_an_error():
+    x, both = StandIn(normal((4, 3, 8))), np.ones(4)
+    mean, var = StandIn(both[:3]), StandIn(both[1:])
+    with pytest.raises(bn.BnnumbaValueError, match="running_var: must not overlap running_mean"):
+        bn.batch_norm_training(x, running_mean=mean, running_var=var)
+    with pytest.raises(bn.BnnumbaValueError, match="running_var: must not overlap running_mean"):
+        bn.update_running(mean, var, bn.Moments(2, np.zeros(3), np.zeros(3)))
+    assert (both == 1).all()
+
+
+def test_both_backends_have_the_same_functions():
+    for name in on_cpu.__all__:
+        here, there = (inspect.signature(getattr(m, name)) for m in (on_cpu, on_device))
+        assert list(here.parameters) == list(there.parameters), name
 
 
 @pytest.mark.parametrize("array", [StandIn(np.ones((2, 3), int)), StandIn(np.ones(3, np.float32))])

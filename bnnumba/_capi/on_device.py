@@ -144,7 +144,7 @@ def forward_training(x: int, axis: int, params: Params, y_out: int, saved_out: i
     weight, bias, mean, var = a.parameters(params)
     rows = a.saved("saved_out", saved_out)
     _, saved = on_device.training(
-        _LIBRARY, None, a.x, weight, bias, mean, var, a.count, params.momentum, params.eps,
+        _LIBRARY, None, a.x, weight, bias, mean, var, None, a.count, params.momentum, params.eps,
         params.correction, axis, _tensor(y_out),
     )  # fmt: skip
     if rows is not None and a.channels:

@@ -1,0 +1,282 @@
+"""The functions of `bnnumba.functional` and `bnnumba.moments` for arrays on the CPU.
+
+They get what those have checked of the data and the options; the documentation stands there. What
+is the same for arrays on a GPU is `bnnumba.on_device`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import cpu
+from .dispatch import Array, Library, overlap
+from .layout import Layout, candidates, fits, nearest, shared_layout
+from .results import Gradients, Moments, Saved
+from .validation import SEEN_AS, check_channels, check_out, check_running
+
+__all__ = [
+    "backward",
+    "fold",
+    "inference",
+    "moments",
+    "saved_inference",
+    "training",
+    "update_running",
+]
+
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+_NONE: dict[np.dtype, np.ndarray] = {_SINGLE: np.empty(0, _SINGLE), _DOUBLE: np.empty(0, _DOUBLE)}
+_NO_RUNNING = (_NONE[_DOUBLE], _NONE[_DOUBLE])
+_NO_COUNTER = np.empty(0, np.int64)
+
+
+def _parameters(
+    library: Library,
+    channels: int,
+    dtype: np.dtype,
+    weight: Array | None,
+    bias: Array | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight and bias in one dtype; an empty array stands for none."""
+    if weight is None and bias is None:
+        none = _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
+        return none, none
+    if weight is None:
+        shift = check_channels("bias", bias, library, channels)
+        return _NONE[shift.dtype], shift
+    scale = check_channels("weight", weight, library, channels)
+    if bias is None:
+        return scale, _NONE[scale.dtype]
+    return _alike(scale, check_channels("bias", bias, library, channels))
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two arrays in one dtype, as kernels are compiled for."""
+    return (a, b) if a.dtype == b.dtype else (a.astype(_DOUBLE), b.astype(_DOUBLE))
+
+
+def _kept_weight(
+    library: Library, channels: int, dtype: np.dtype, weight: Array | None, scale: np.ndarray
+) -> np.ndarray:
+    """Return the weight in the dtype that its gradient has, an empty array for none."""
+    if weight is None:
+        return _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
+    if scale.dtype == _DOUBLE:
+        return check_channels("weight", weight, library, channels)
+    return scale
+
+
+def _copied(array: np.ndarray, layout: Layout) -> np.ndarray:
+    copy = layout.empty(array)
+    copy[...] = array
+    return copy
+
+
+def _views(
+    axis: int, out: np.ndarray, *inputs: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """See all arrays alike, copying those whose strides do not allow it.
+
+    Returns the views of the inputs and the view to write the result to, and, where that is not one
+    of `out`, the array to copy to `out` afterwards.
+    """
+    kind = SEEN_AS[out.dtype]
+    layout = shared_layout(axis, *inputs, out)
+    if layout is not None:
+        return layout.views(kind, *inputs, out), None
+    first = inputs[0]
+    found = candidates(first.shape, first.strides, first.itemsize, axis)
+    layout = found[0] if found else nearest(first, axis)
+    arrays = []
+    for array in inputs:
+        arrays.append(array if fits(array, layout, axis) else _copied(array, layout))
+    pending = None if fits(out, layout, axis) else layout.empty(out)
+    return layout.views(kind, *arrays, out if pending is None else pending), pending
+
+
+def _output(
+    library: Library, array: np.ndarray, out: Array | None, **others: np.ndarray
+) -> np.ndarray:
+    """Return where to write what is like `array`: a new array or `out`, apart from all others."""
+    if out is None:
+        return np.empty_like(array)
+    found = check_out(out, library, array)
+    for name, other in others.items():
+        overlap("out", found, name, other)
+    return found
+
+
+def _running(
+    library: Library,
+    channels: int,
+    running_mean: Array | None,
+    running_var: Array | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the running statistics to update, an empty array for one that is not kept."""
+    mean, var = (
+        _NONE[_DOUBLE] if value is None else check_running(name, value, library, channels)
+        for name, value in (("running_mean", running_mean), ("running_var", running_var))
+    )
+    overlap("running_var", var, "running_mean", mean, in_place=False)
+    return mean, var
+
+
+def training(
+    library: Library, x: Array, array: np.ndarray, weight: Array | None, bias: Array | None,
+    running_mean: Array | None, running_var: Array | None, counter: np.ndarray | None, count: int,
+    momentum: float, eps: float, correction: float, axis: int, out: Array | None,
+) -> tuple[Array, Saved]:  # fmt: skip
+    """Do `batch_norm_training`."""
+    channels = array.shape[axis]
+    updates = running_mean is not None or running_var is not None
+    scale, shift = _parameters(library, channels, array.dtype, weight, bias)
+    mean, var = _running(library, channels, running_mean, running_var) if updates else _NO_RUNNING
+    y = _output(
+        library, array, out, x=array, weight=scale, bias=shift, running_mean=mean, running_var=var
+    )
+    if array.size:
+        (x_view, y_view), pending = _views(axis, y, array)
+        stats = cpu.forward(x_view, scale, shift, eps, y_view)
+        if pending is not None:
+            y[...] = pending
+        if updates:
+            batches = _NO_COUNTER if counter is None else counter
+            cpu.update_running(
+                mean, var, batches, stats[0], stats[1], float(count), momentum, correction
+            )
+    else:
+        stats = np.zeros((3, channels))
+    overwritten = out is not None and np.may_share_memory(y, array)
+    scale = _kept_weight(library, channels, array.dtype, weight, scale)
+    saved = Saved(x, array, weight, scale, stats, count, axis, library, True, overwritten)
+    return (library.leave(y) if out is None else out), saved
+
+
+def inference(
+    library: Library, array: np.ndarray, mean: Array, var: Array, weight: Array | None,
+    bias: Array | None, eps: float, axis: int, out: Array | None,
+) -> Array:  # fmt: skip
+    """Do `batch_norm_inference`."""
+    channels = array.shape[axis]
+    center, spread = _alike(
+        check_channels("mean", mean, library, channels),
+        check_channels("var", var, library, channels),
+    )
+    scale, shift = _parameters(library, channels, array.dtype, weight, bias)
+    y = _output(library, array, out, x=array, mean=center, var=spread, weight=scale, bias=shift)
+    if array.size:
+        (x_view, y_view), pending = _views(axis, y, array)
+        cpu.infer(x_view, scale, shift, center, spread, eps, y_view)
+        if pending is not None:
+            y[...] = pending
+    return library.leave(y) if out is None else out
+
+
+def _constant_stats(
+    library: Library,
+    channels: int,
+    mean_name: str,
+    mean: Array,
+    var_name: str,
+    var: Array,
+    eps: float,
+) -> np.ndarray:
+    """Return the float64 rows mean, var and invstd of given statistics."""
+    stats = np.empty((3, channels))
+    cpu.constant_stats(
+        check_channels(mean_name, mean, library, channels).astype(_DOUBLE, copy=False),
+        check_channels(var_name, var, library, channels).astype(_DOUBLE, copy=False),
+        eps,
+        stats,
+    )
+    return stats
+
+
+def saved_inference(
+    library: Library, x: Array, array: np.ndarray, mean: Array, var: Array, weight: Array | None,
+    eps: float, axis: int, out: Array | None,
+) -> Saved:  # fmt: skip
+    """Return what the backward pass of `inference` needs."""
+    channels = array.shape[axis]
+    stats = _constant_stats(library, channels, "mean", mean, "var", var, eps)
+    scale, _ = _parameters(library, channels, array.dtype, weight)
+    count = array.size // channels if channels else 0
+    overwritten = out is not None and np.may_share_memory(library.enter("out", out), array)
+    return Saved(x, array, weight, scale, stats, count, axis, library, False, overwritten)
+
+
+def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
+    """Do `batch_norm_backward`."""
+    library, array, axis = saved._library, saved._array, saved._axis
+    scale = saved._scale
+    dx = _output(library, array, out, grad_output=dy, x=array, weight=scale)
+    channels = array.shape[axis]
+    dweight, dbias = np.zeros(channels, scale.dtype), np.zeros(channels, scale.dtype)
+    if array.size:
+        (x_view, dy_view, dx_view), pending = _views(axis, dx, array, dy)
+        stats = saved._stats
+        if saved.training:
+            cpu.backward(x_view, dy_view, scale, stats, dx_view, dweight, dbias)
+        else:
+            sums = np.empty((2, channels))
+            cpu.backward_reduce(x_view, dy_view, stats[0], stats[2], sums, dweight, dbias)
+            none = _NONE[scale.dtype]
+            # Constant statistics: dx = dy * invstd * weight, whatever stands in x.
+            cpu.normalize(dy_view, scale, none, np.zeros(channels), stats[2], dx_view)
+        if pending is not None:
+            dx[...] = pending
+    if out is not None and np.may_share_memory(dx, array):
+        saved._overwritten = True
+    dx = library.leave(dx) if out is None else out
+    return Gradients(dx, library.leave(dweight), library.leave(dbias))
+
+
+def update_running(
+    library: Library, running_mean: Array, running_var: Array, m: Moments, momentum: float,
+    correction: float,
+) -> None:  # fmt: skip
+    """Do `update_running`."""
+    mean = check_running("running_mean", running_mean, library, m.mean.size)
+    var = check_running("running_var", running_var, library, m.mean.size)
+    overlap("running_var", var, "running_mean", mean, in_place=False)
+    if m.count:
+        cpu.update_running(
+            mean, var, _NO_COUNTER, m.mean, m.m2, float(m.count), momentum, correction
+        )
+
+
+def fold(
+    library: Library, kernel: np.ndarray, conv_bias: Array | None, running_mean: Array,
+    running_var: Array, weight: Array | None, bias: Array | None, eps: float,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Do `fold_batch_norm`."""
+    channels = kernel.shape[0]
+    stats = _constant_stats(
+        library, channels, "running_mean", running_mean, "running_var", running_var, eps
+    )
+    factor = stats[2]
+    offset = -stats[0]
+    if conv_bias is not None:
+        offset = offset + check_channels("conv_bias", conv_bias, library, channels)
+    if weight is not None:
+        factor = factor * check_channels("weight", weight, library, channels)
+    offset = offset * factor
+    if bias is not None:
+        offset = offset + check_channels("bias", bias, library, channels)
+    folded = kernel * factor.reshape((channels,) + (1,) * (kernel.ndim - 1))
+    return library.leave(folded.astype(kernel.dtype)), library.leave(offset.astype(kernel.dtype))
+
+
+def moments(library: Library, array: np.ndarray, axis: int) -> Moments:
+    """Do `moments`."""
+    channels = array.shape[axis]
+    stats = np.zeros((3, channels))
+    if array.size == 0:
+        return Moments(0, stats[0], stats[1])
+    found = candidates(array.shape, array.strides, array.itemsize, axis)
+    layout = found[0] if found else nearest(array, axis)
+    if not (found and array.flags.aligned):
+        array = _copied(array, layout)
+    (view,) = layout.views(SEEN_AS[array.dtype], array)
+    cpu.collect_moments(view, 0.0, stats)
+    return Moments(array.size // channels, stats[0], stats[1])
