@@ -20,8 +20,8 @@ from .memory import (
     load_lanes,
     load_part,
     prefetch,
-    prefetch_block,
     prefetch_distance,
+    prefetch_run,
     row_at,
     store,
     store_part,
@@ -38,17 +38,12 @@ from .simd import blend, fma, hsum, lanes, rounded, splat, splat_f64
 def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn, sums, at):
     """Add sum(dy) and sum(dy * (x - mean)) of s0 to s1 to the lanes ``sums[at:at + 16]``."""
     k = splat_f64(mean)
-    distance = prefetch_distance(row)
     a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
     a1 = a2 = a3 = q1 = q2 = q3 = splat_f64(0.0)
     i = s0
     while i < s1:
-        if i < turn:
-            prefetch_block(row, i + distance)
-            prefetch_block(grad, i + distance)
-        else:
-            prefetch_block(row_ahead, i - turn)
-            prefetch_block(grad_ahead, i - turn)
+        prefetch_run(row, row_ahead, i, turn)
+        prefetch_run(grad, grad_ahead, i, turn)
         stop = min(s1, i + BLOCK)
         while i + 32 <= stop:
             g0 = load_f64(grad, i)

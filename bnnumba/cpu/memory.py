@@ -38,6 +38,7 @@ __all__ = [
     "prefetch",
     "prefetch_block",
     "prefetch_distance",
+    "prefetch_run",
     "row_at",
     "store",
     "store_lanes",
@@ -278,6 +279,15 @@ def prefetch_block(typingctx, array, index):
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen
+
+
+@inlined
+def prefetch_run(row, ahead, i, turn):
+    """Ask for what is read some time after ``row[i]``: from position `turn` on, from `ahead`."""
+    if i < turn:
+        prefetch_block(row, i + prefetch_distance(row))
+    else:
+        prefetch_block(ahead, i - turn)
 
 
 @inlined

@@ -25,8 +25,8 @@ from .memory import (
     load_f64_part,
     load_lanes,
     prefetch,
-    prefetch_block,
     prefetch_distance,
+    prefetch_run,
     row_at,
     store,
     store_lanes,
@@ -122,19 +122,14 @@ def pivot_of(x, c, row0, row1, s0, s1):
 def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
     """Add sum(d) and sum(d^2) of ``row[s0:s1]`` to the lanes ``sums[at:at + 16]``.
 
-    `ahead` is the row that comes after this one's neighbours, from where position `turn` on is
-    prefetched.
+    `ahead` is the row that comes after this one's neighbours: see `prefetch_run`.
     """
     k = splat_f64(pivot)
-    distance = prefetch_distance(row)
     a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
     a1 = a2 = a3 = q1 = q2 = q3 = splat_f64(0.0)
     i = s0
     while i < s1:
-        if i < turn:
-            prefetch_block(row, i + distance)
-        else:
-            prefetch_block(ahead, i - turn)
+        prefetch_run(row, ahead, i, turn)
         stop = min(s1, i + BLOCK)
         while i + 32 <= stop:
             d0 = load_f64(row, i) - k
@@ -161,17 +156,12 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
 def accumulate_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, sums, at):
     """Do `accumulate_row` for the rows of one channel in two images."""
     k = splat_f64(pivot)
-    distance = prefetch_distance(row)
     a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
     a1 = q1 = splat_f64(0.0)
     i = s0
     while i < s1:
-        if i < turn:
-            prefetch_block(row, i + distance)
-            prefetch_block(other, i + distance)
-        else:
-            prefetch_block(ahead, i - turn)
-            prefetch_block(other_ahead, i - turn)
+        prefetch_run(row, ahead, i, turn)
+        prefetch_run(other, other_ahead, i, turn)
         stop = min(s1, i + BLOCK)
         while i + 8 <= stop:
             d0, d1 = load_f64(row, i) - k, load_f64(other, i) - k
