@@ -85,7 +85,7 @@ capi: $(VENV)/.capi.stamp ## build the C libraries and their header into capi/bu
 
 .PHONY: install-capi
 install-capi: capi ## install them (PREFIX=/usr/local)
-	$(MAKE) -C capi install PYTHON=$(abspath $(BIN))/python PREFIX=$(PREFIX)
+	$(MAKE) -C capi install PYTHON=$(abspath $(BIN))/python PREFIX=$(abspath $(PREFIX))
 
 .PHONY: capi-test
 capi-test: capi $(VENV)/.test.stamp ## run the tests of the C libraries alone

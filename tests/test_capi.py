@@ -205,6 +205,79 @@ def test_embedding_says_what_is_missing(tmp_path):
 
 @pytest.mark.slow
 @needs("cc")
+def test_embedding_starts_the_python_of_its_environment_whatever_surrounds_it(tmp_path):
+    source, binary = CAPI / "tests" / "test_handles.c", tmp_path / "handles"
+    run("cc", *C99, source, "-o", binary, *link("bnnumba_embed"))
+    (tmp_path / "numba.py").write_text("raise ImportError('the wrong one')")
+    surroundings = {
+        "BNNUMBA_PYTHON_ENV": sys.prefix, "PATH": "/usr/bin:/bin", "PYTHONHOME": "/nowhere",
+        "PYTHONPATH": str(tmp_path),
+    }  # fmt: skip
+    run(binary, env=surroundings)
+
+
+@pytest.mark.slow
+@needs("cc")
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_can_be_closed_after_it_has_started_threads(name, tmp_path):
+    source, binary = tmp_path / "close.c", tmp_path / "close"
+    source.write_text(r"""
+        #include <bnnumba.h>
+        #include <dlfcn.h>
+        #include <stdlib.h>
+        #include <string.h>
+
+        typedef bnnumba_status moments(bnnumba_dtype, bnnumba_layout, int64_t, int64_t, int64_t,
+                                       const void *, int64_t *, double *, double *);
+
+        int main(int count, char **arguments)
+        {
+            float *x = calloc(300000, sizeof *x);
+            double mean[3], m2[3];
+            for (int i = 0; i < 20 && count > 1; i++) {
+                moments *call;
+                void *library = dlopen(arguments[1], RTLD_NOW);
+                void *symbol = library ? dlsym(library, "bnnumba_moments") : NULL;
+                if (!symbol)
+                    return 2;
+                memcpy(&call, &symbol, sizeof call);
+                if (call(BNNUMBA_FLOAT32, BNNUMBA_NSC, 100000, 3, 1, x, NULL, mean, m2))
+                    return 3;
+                dlclose(library);
+            }
+            free(x);
+            return 0;
+        }
+    """)
+    path = build(name)
+    run("cc", *C99, f"-I{HEADER.parent}", source, "-o", binary, "-ldl")
+    run(binary, path, env={"BNNUMBA_PYTHON_ENV": sys.prefix})
+
+
+@needs("cmake")
+@pytest.mark.parametrize(
+    ("installed", "wanted", "fits"),
+    [
+        ("0.1.0", "", True), ("0.1.0", "0.1", True), ("0.1.0", "0.2", False),
+        ("0.1.0", "1.0", False), ("1.2.0", "0.1", False), ("1.2.0", "1.1", True),
+    ],
+)  # fmt: skip
+def test_cmake_takes_a_version_of_the_same_major_number(installed, wanted, fits, tmp_path):
+    file = (CAPI / "cmake" / "bnnumba-config-version.cmake.in").read_text()
+    major = f'set(PACKAGE_FIND_VERSION_MAJOR "{wanted.split(".")[0]}")' if wanted else ""
+    script = tmp_path / "script.cmake"
+    script.write_text(f"""
+        set(PACKAGE_FIND_VERSION "{wanted}")
+        {major}
+        {file.replace("@VERSION@", installed)}
+        message("compatible: ${{PACKAGE_VERSION_COMPATIBLE}}")
+    """)
+    said = run("cmake", "-P", script).stderr
+    assert f"compatible: {str(fits).upper()}" in said
+
+
+@pytest.mark.slow
+@needs("cc")
 def test_hot_calls_of_the_embedded_library_do_not_take_the_gil(tmp_path):
     source, binary = tmp_path / "gil.c", tmp_path / "gil"
     source.write_text(r"""
@@ -263,6 +336,8 @@ def test_an_installed_library_is_found_by_pkg_config_and_cmake(tmp_path):
     flags = run("pkg-config", "--cflags", "--libs", "bnnumba", env=environment).stdout.split()
     run("cc", program, *flags, "-lm", "-o", tmp_path / "a.out")
     run(tmp_path / "a.out", env=environment)
+    flags = run("pkg-config", "--libs", "bnnumba_embed", env=environment).stdout.split()
+    assert flags[-1] == "-lbnnumba_embed"
 
     (tmp_path / "CMakeLists.txt").write_text(f"""
         cmake_minimum_required(VERSION 3.16)

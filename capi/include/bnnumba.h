@@ -20,13 +20,17 @@
  *   error in its arguments nothing has been written.
  * - The caller owns every buffer. The library keeps no pointer after a call returns.
  * - Outputs come last and are named *_out. A pointer that may be NULL is said to be optional.
- * - Sizes are int64_t, count elements, and may be 0 or larger than 2^31.
- * - Statistics are double, accumulated in double, whatever the type of the data.
+ * - Sizes are int64_t, count elements, and may be 0 or larger than 2^31. Data has less than 2^63
+ *   bytes, and at most 2^39 - 1 channels.
+ * - Statistics are double, accumulated in double, whatever the type of the data. What the data is
+ *   multiplied and shifted by has the precision of the arithmetic: double for FLOAT64, float for
+ *   the others, whose 1 / sqrt(variance + eps) must be in the range of float.
  * - Results have the same bits for any number of threads, and the same bits as those of the Python
  *   package bnnumba on a CPU of the same level, see bnnumba_isa().
  * - All functions may be called from any number of threads at once, on different outputs. Those
  *   that take a handle may share it, see "Streaming moments".
  * - NaN and infinity in a channel of the data reach the results of that channel, and no other.
+ * - A library stays in memory after dlclose(), as its threads do.
  *
  * Two libraries implement this header: libbnnumba, which needs the C library, libm and OpenMP's
  * runtime, and libbnnumba_embed, which starts a Python interpreter, see bnnumba_init().
@@ -113,7 +117,7 @@ const char *bnnumba_last_error(void);
  * The level of the CPU whose kernels run: "x86-64-v2", "x86-64-v3", "x86-64-v4" or "generic". The
  * highest that the CPU has is chosen when the library is loaded. The environment variable
  * BNNUMBA_ISA, read then, names a lower one. If the CPU has none of them, or not the one that is
- * named, this is "none", and all functions that compute return BNNUMBA_ERROR_UNSUPPORTED.
+ * named, this is "none", and all functions that need a kernel return BNNUMBA_ERROR_UNSUPPORTED.
  *
  * In libbnnumba_embed it is the name of the CPU that Numba compiles for, once it has started.
  */
@@ -123,7 +127,11 @@ const char *bnnumba_isa(void);
  * Get ready to compute. Calling it is optional.
  *
  * libbnnumba does nothing here. libbnnumba_embed starts Python, which takes a second and otherwise
- * happens in the first call that needs it; that may be in any thread, and in several at once.
+ * happens in the first call that needs it; that may be in any thread, and in several at once. The
+ * interpreter is that of the environment, whatever PYTHONHOME, PYTHONPATH and PATH say. A program
+ * that forks should call this before: a child that was forked while another thread started Python
+ * gets BNNUMBA_ERROR_PYTHON. In a process that is Python itself, let go of the interpreter's lock
+ * before calls into the library, as ctypes.CDLL and cffi do.
  *
  * Returns BNNUMBA_OK, BNNUMBA_ERROR_UNSUPPORTED or BNNUMBA_ERROR_PYTHON.
  */
@@ -131,7 +139,8 @@ bnnumba_status bnnumba_init(void);
 
 /*
  * Use at most `threads` threads in a call, or OpenMP's own default (OMP_NUM_THREADS, else the
- * number of CPUs) for 0. Holds for the whole process, from the next call on.
+ * number of CPUs) for 0. Holds for the whole process, from the next call on. More than 1024, or
+ * than OMP_THREAD_LIMIT, are never used.
  *
  * A call uses one thread whatever the setting: for small data, while another thread's call is using
  * several, inside an OpenMP parallel region, and in a child that was forked after the library had
@@ -241,8 +250,8 @@ bnnumba_status bnnumba_variance(int64_t c, int64_t count, const double *m2, doub
                                 double *var_out);
 
 /*
- * Move running statistics towards moments, running += momentum * (new - running): for those who
- * look at a batch's moments before they commit them.
+ * Move running statistics towards moments, running = (1 - momentum) * running + momentum * new: for
+ * those who look at a batch's moments before they commit them.
  *
  * Reads dtype, momentum and correction of `params`; updates running_mean and running_var, each of
  * which is optional. If running_var is given, `correction` must be less than `count`, unless
@@ -256,7 +265,9 @@ bnnumba_status bnnumba_update_running(int64_t c, int64_t count, const double *me
  *                                      Batch normalization
  *
  * In place: y_out may be x itself, and dx_out may be dy or x itself. No output may overlap anything
- * else.
+ * else, from its first byte to its last, nor its own elements each other.
+ *
+ * 1 / sqrt(variance + eps) is taken as 0 where variance + eps is 0: y is then the bias.
  * ============================================================================================== */
 
 /* cffi: functions */
@@ -272,7 +283,8 @@ bnnumba_status bnnumba_update_running(int64_t c, int64_t count, const double *me
  *     params      optional
  *     y_out       n * c * s elements; may be x, but the backward pass needs x as it was
  *     saved_out   optional: 3 * c elements for bnnumba_backward_training(): the mean of each
- *                 channel, then m2 of each channel, then 1 / sqrt(m2 / count + eps) of each
+ *                 channel, then m2 of each channel, then 1 / sqrt(m2 / count + eps) of each;
+ *                 zeros for an empty batch
  */
 bnnumba_status bnnumba_forward_training(bnnumba_dtype dtype, bnnumba_layout layout, int64_t n,
                                         int64_t c, int64_t s, const void *x,
@@ -389,7 +401,7 @@ bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_o
  *
  *     buffer     optional: NULL asks for the size only
  *     capacity   bytes in `buffer`
- *     size_out   bytes written, or needed
+ *     size_out   bytes written, or needed: also where `capacity` is too small
  */
 bnnumba_status bnnumba_running_save(bnnumba_running *handle, void *buffer, size_t capacity,
                                     size_t *size_out);
@@ -404,7 +416,7 @@ bnnumba_status bnnumba_running_load(const void *buffer, size_t size, bnnumba_run
 /* ================================================================================================
  *                                      DLPack tensors
  *
- * The same functions for tensors of any rank >= 2 and any strides (NULL stands for contiguous,
+ * The same functions for tensors of rank 2 to 64 and any strides (NULL stands for contiguous,
  * negative ones are allowed), with the channels on `axis` (negative counts from the end). Data is
  * read and written where it stands if a row of a channel or the channels of a row are contiguous,
  * and else copied once.

@@ -2,9 +2,6 @@
 
 #include "internal.h"
 
-/* Contiguous data has one identity per address: it needs no strides. */
-static const int64_t no_strides[1];
-
 static bnnumba_status open_batch(bnnumba_dtype dtype, bnnumba_layout layout, int64_t n, int64_t c,
                                  int64_t s, batch *b)
 {
@@ -34,8 +31,8 @@ static bnnumba_status open_data(const batch *b, const char *name, const void *po
     out->n_stride = b->c * out->c_stride;
     out->origin = out->begin = out->address;
     out->end = pointer ? out->begin + size * b->itemsize : out->begin;
-    out->strides = no_strides;
-    out->rank = 1;
+    out->shape = out->strides = NULL; /* contiguous: the same if it begins at the same address */
+    out->rank = 0;
     out->written = written;
     out->on_device = NULL;
     return BNNUMBA_OK;
@@ -132,7 +129,7 @@ bnnumba_status bnnumba_merge(int64_t c, int64_t *count, double *mean, double *m2
     TRY(bn_check_count("other_count", other_count));
     if (__builtin_add_overflow(*count, other_count, &total))
         return bn_fail(BNNUMBA_ERROR_ARGUMENT,
-                       "other_count: expected a sum less than 2^63, got %lld and %lld",
+                       "count: the sum must be less than 2^63, got %lld and %lld",
                        (long long)*count, (long long)other_count);
     TRY(bn_check_pointer("mean", mean, c, 8, 0));
     TRY(bn_check_pointer("m2", m2, c, 8, 0));
@@ -161,7 +158,7 @@ bnnumba_status bnnumba_variance(int64_t c, int64_t count, const double *m2, doub
     spans all = {.count = 0};
     TRY(bn_check_extents(&b));
     TRY(bn_check_count("count", count));
-    TRY(bn_check_correction(count, correction));
+    TRY(bn_check_correction("correction", count, correction));
     TRY(bn_check_pointer("m2", m2, c, 8, 0));
     TRY(bn_check_pointer("var_out", var_out, c, 8, 0));
     if (m2 != var_out)

@@ -92,7 +92,7 @@ bnnumba_status bnnumba_update_running(int64_t c, int64_t count, const double *me
     TRY(bn_check_pointer("m2", m2, c, 8, 0));
     TRY(bn_check_params(params, RUNNING | UPDATE, c, &p));
     if (p.running_var && count)
-        TRY(bn_check_correction(count, p.correction));
+        TRY(bn_check_correction("params.correction", count, p.correction));
     bn_add_span(&all, "mean", mean, 8 * c, 0);
     bn_add_span(&all, "m2", m2, 8 * c, 0);
     bn_add_params(&all, &p, c, 1);
@@ -115,7 +115,7 @@ bnnumba_status bn_forward_training_of(const batch *b, const data *x, const bnnum
     TRY(bn_check_params(params, WEIGHT | BIAS | RUNNING | UPDATE | EPS, c, &p));
     TRY(bn_check_pointer("saved_out", saved_out, 3 * c, 8, 1));
     if (p.running_var && !is_empty(b))
-        TRY(bn_check_correction(values(b), p.correction));
+        TRY(bn_check_correction("params.correction", values(b), p.correction));
     bn_add_data(&all, x);
     bn_add_data(&all, y);
     bn_add_params(&all, &p, c, 1);
@@ -275,8 +275,13 @@ bnnumba_status bnnumba_fold(bnnumba_dtype dtype, int64_t c, int64_t k, const voi
     double *stats;
     TRY(bn_check_statistics("dtype", dtype));
     batch b = {dtype, 1, bn_itemsize(dtype), k, c, 1};
-    int64_t whole = c && k ? 1 : 0, size = b.itemsize;
+    int64_t whole = c && k ? 1 : 0, size = b.itemsize, bytes;
+    TRY(bn_check_count("c", c));
     TRY(bn_check_count("k", k));
+    if (__builtin_mul_overflow(c, k, &bytes) || __builtin_mul_overflow(bytes, size, &bytes))
+        return bn_fail(BNNUMBA_ERROR_ARGUMENT,
+                       "c, k: expected less than 2^63 bytes, got %lld x %lld elements",
+                       (long long)c, (long long)k);
     TRY(bn_check_extents(&b));
     TRY(bn_check_pointer("conv_weight", conv_weight, whole, size, 0));
     TRY(bn_check_pointer("conv_bias", conv_bias, c, size, 1));

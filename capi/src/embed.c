@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "internal.h"
+#include "interpreter.h"
 #include "python.h"
 
 static const char *const names[] = {
@@ -19,6 +20,8 @@ static kernel *table[KERNEL_COUNT];
 static char cpu[64] = "none";
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 static int started;
+/* One thread is at work on it; a child that is forked meanwhile cannot go on. */
+static int busy, broken;
 /* What Python said when it failed; "" if it did not get that far. */
 static __thread char said[400];
 static __thread bnnumba_status said_status;
@@ -36,6 +39,16 @@ static const char *environment(void)
     return named && *named ? named : BUILT_IN;
 }
 
+static void after_fork_in_child(void)
+{
+    broken = busy;
+}
+
+__attribute__((constructor)) static void prepare_for_forks(void)
+{
+    pthread_atfork(NULL, NULL, after_fork_in_child);
+}
+
 static bnnumba_status start(void)
 {
     char path[4096];
@@ -46,6 +59,10 @@ static bnnumba_status start(void)
                        "there is no Python environment at %s; name the virtual environment that "
                        "has bnnumba in BNNUMBA_PYTHON_ENV",
                        path);
+    snprintf(path, sizeof path, "%s/bin/python", environment());
+    const char *why = bn_interpreter_start(path);
+    if (why)
+        return bn_fail(BNNUMBA_ERROR_PYTHON, "%s does not start: %s", path, why);
     said[0] = 0;
     if (bn_python_start(PACKAGE_VERSION, FIELDS, cpu, sizeof cpu))
         return BNNUMBA_OK;
@@ -57,10 +74,16 @@ bnnumba_status bnnumba_init(void)
 {
     if (__atomic_load_n(&started, __ATOMIC_ACQUIRE))
         return BNNUMBA_OK;
+    if (broken)
+        return bn_fail(BNNUMBA_ERROR_PYTHON,
+                       "this process was forked while another thread started Python; call "
+                       "bnnumba_init() before a fork");
     pthread_mutex_lock(&starting);
+    busy = 1;
     bnnumba_status status = started ? BNNUMBA_OK : start();
     if (status == BNNUMBA_OK)
         __atomic_store_n(&started, 1, __ATOMIC_RELEASE);
+    busy = 0;
     pthread_mutex_unlock(&starting);
     return status;
 }

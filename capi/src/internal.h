@@ -67,14 +67,14 @@ typedef struct batch {
 
 /*
  * The data of one argument, seen so (maybe a copy). The caller's own stands at `origin`, with its
- * own strides, `rank` of them, and is somewhere in [begin, end).
+ * own shape and strides, `rank` of each, and is somewhere in [begin, end).
  */
 typedef struct data {
     const char *name;
     char *address;
     int64_t n_stride, c_stride; /* in bytes */
     const char *origin, *begin, *end;
-    const int64_t *strides;
+    const int64_t *shape, *strides;
     int rank;
     int written;
     /* What stands on a GPU, as the caller described it, and where its channels are; else NULL. */
@@ -107,7 +107,7 @@ bnnumba_status bn_check_pointer(const char *name, const void *pointer, int64_t c
                                 int64_t itemsize, int optional);
 bnnumba_status bn_check_count(const char *name, int64_t count);
 bnnumba_status bn_check_finite(const char *name, double value);
-bnnumba_status bn_check_correction(int64_t count, double correction);
+bnnumba_status bn_check_correction(const char *name, int64_t count, double correction);
 
 /* Which members of bnnumba_params a function reads; NEEDED: RUNNING is not optional. */
 enum { WEIGHT = 1, BIAS = 2, RUNNING = 4, UPDATE = 8, EPS = 16, NEEDED = 32 };

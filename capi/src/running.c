@@ -113,6 +113,16 @@ static bnnumba_status join(slot *into, const char *name, int64_t c, int64_t coun
     return bnnumba_merge(c, &into->count, into->mean, into->m2, count, mean, m2);
 }
 
+/*
+ * Get the kernel that `join` needs, before the lock: in libbnnumba_embed that takes the interpreter's
+ * lock, and one who has that may wait for ours, to fork.
+ */
+static bnnumba_status prepare_join(void)
+{
+    kernel *unused;
+    return bn_kernel(KERNEL_join, &unused);
+}
+
 bnnumba_status bn_running_update_of(bnnumba_running *handle, const batch *b, const data *x)
 {
     slot *found;
@@ -124,6 +134,7 @@ bnnumba_status bn_running_update_of(bnnumba_running *handle, const batch *b, con
         status = join(found, "c", b->c, 0, NULL, NULL);
     bn_unlock();
     TRY(status);
+    TRY(prepare_join());
     TRY(bn_reserve(&w, 2 * b->c));
     double *mean = bn_take(&w, b->c), *m2 = bn_take(&w, b->c);
     status = bn_moments_of(b, x, &count, mean, m2);
@@ -142,6 +153,8 @@ bnnumba_status bnnumba_running_add(bnnumba_running *handle, int64_t c, int64_t c
                                    const double *mean, const double *m2)
 {
     slot *found;
+    TRY(bn_check_count("count", count));
+    TRY(prepare_join());
     bn_lock();
     bnnumba_status status = find("handle", handle, &found);
     if (status == BNNUMBA_OK)
@@ -154,6 +167,7 @@ bnnumba_status bnnumba_running_merge(bnnumba_running *handle, bnnumba_running *o
 {
     slot *to, *from;
     workspace w = {.allocated = NULL};
+    TRY(prepare_join());
     bn_lock();
     bnnumba_status status = find("handle", handle, &to);
     if (status == BNNUMBA_OK)
@@ -249,13 +263,12 @@ bnnumba_status bnnumba_running_save(bnnumba_running *handle, void *buffer, size_
     bnnumba_status status = find("handle", handle, &found);
     if (status == BNNUMBA_OK) {
         size_t size = FRAME + (size_t)found->c * 16;
+        *size_out = size;
         if (buffer && capacity < size)
             status = bn_fail(BNNUMBA_ERROR_ARGUMENT, "capacity: expected at least %zu bytes, got %zu",
                              size, capacity);
         else if (buffer)
             write_state(found, buffer);
-        if (status == BNNUMBA_OK)
-            *size_out = size;
     }
     bn_unlock();
     return status;

@@ -97,6 +97,8 @@ static bnnumba_status bounds(const tensor *t, data *out)
     }
     out->begin = (const char *)((uintptr_t)t->address + (uintptr_t)low);
     out->end = (const char *)((uintptr_t)t->address + (uintptr_t)high);
+    if ((uintptr_t)out->begin > (uintptr_t)t->address || (uintptr_t)out->end < (uintptr_t)t->address)
+        return bn_fail(BNNUMBA_ERROR_ARGUMENT, "%s: the strides reach too far", t->name);
     return BNNUMBA_OK;
 }
 
@@ -245,11 +247,17 @@ static bnnumba_status open_tensors(opened *o, int axis, int count, const DLTenso
         data *d = &o->views[i];
         d->name = names[i];
         d->origin = d->address = t->address;
+        d->shape = t->shape;
         d->strides = t->strides;
         d->rank = t->rank;
         d->written = writes && i == count - 1;
         d->on_device = (int32_t)from[i]->device.device_type == CUDA ? from[i] : NULL;
         TRY(bounds(t, d));
+        for (int a = 0; d->written && d->begin < d->end && a < t->rank; a++)
+            if (t->shape[a] > 1 && !t->strides[a])
+                return bn_fail(BNNUMBA_ERROR_OVERLAP,
+                               "%s: its elements must not overlap, got a stride of 0 at axis %d",
+                               names[i], a);
     }
     const tensor *x = &o->tensors[0];
     if (axis < -x->rank || axis >= x->rank)

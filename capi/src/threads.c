@@ -7,6 +7,9 @@
 
 #include "internal.h"
 
+/* OpenMP's runtime ends the process if it cannot start as many threads as it is asked for. */
+enum { MOST_THREADS = 1024 };
+
 static int limit;        /* 0: OpenMP's default */
 static int region_taken; /* a parallel region is running */
 static int forked;       /* GNU's OpenMP hangs in the child of a process that used it */
@@ -49,7 +52,9 @@ int bnnumba_get_num_threads(void)
     int threads = __atomic_load_n(&limit, __ATOMIC_RELAXED);
     if (forked || omp_in_parallel())
         return 1;
-    return threads ? threads : omp_get_max_threads();
+    threads = threads ? threads : omp_get_max_threads();
+    int most = omp_get_thread_limit() < MOST_THREADS ? omp_get_thread_limit() : MOST_THREADS;
+    return threads < most ? threads : most;
 #else
     return 1;
 #endif

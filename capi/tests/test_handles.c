@@ -75,6 +75,7 @@ int main(void)
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "expected 5 channels, got 4",
                 bnnumba_running_update(a, BNNUMBA_FLOAT32, BNNUMBA_NSC, 10, 4, 1, x));
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "channels", bnnumba_running_add(a, 4, 1, mean, m2));
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "count: ", bnnumba_running_add(a, C, -3, mean, m2));
     CHECK_OK(bnnumba_running_destroy(a));
     CHECK_OK(bnnumba_running_destroy(b));
     stale();

@@ -114,6 +114,7 @@ static void refused(void)
 {
     double mean[C], m2[C];
     int64_t huge[4] = {INT64_MAX, 1, 1, 1}, negative[4] = {N, -1, H, W};
+    int64_t repeated[4] = {C * H * W, H * W, 0, 1};
     int64_t far[4] = {INT64_MAX / 8, H * W, W, 1};
     DLTensor t = tensor(x, NULL), u = t, out = tensor(y, NULL);
     CHECK_OK(bnnumba_moments_dl(&t, 1, NULL, mean, m2));
@@ -146,12 +147,30 @@ static void refused(void)
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "large", bnnumba_moments_dl(&u, 1, NULL, mean, m2));
     u = t, u.strides = far;
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "far", bnnumba_moments_dl(&u, 1, NULL, mean, m2));
+    u = t, u.data = (float *)(uintptr_t)(UINTPTR_MAX - 63);
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "far", bnnumba_moments_dl(&u, 1, NULL, mean, m2));
     u = t, u.device.device_type = 4;
     CHECK_ERROR(BNNUMBA_ERROR_UNSUPPORTED, "device type 4",
                 bnnumba_moments_dl(&u, 1, NULL, mean, m2));
-    out.data = x + 1;
+    out.strides = repeated;
+    CHECK_ERROR(BNNUMBA_ERROR_OVERLAP, "y_out: its elements must not overlap, got a stride of 0 at axis 2",
+                bnnumba_forward_training_dl(&t, 1, NULL, &out, NULL));
+    out.strides = NULL, out.data = x + 1;
     CHECK_ERROR(BNNUMBA_ERROR_OVERLAP, "y_out",
                 bnnumba_forward_training_dl(&t, 1, NULL, &out, NULL));
+}
+
+/* The stride of an axis with one element leads nowhere: tensors that differ in it are the same. */
+static void one_element(void)
+{
+    int64_t short_shape[4] = {1, C, 1, W}, one[4] = {C * W, W, W, 1}, other[4] = {-9, W, 0, 1};
+    float memory[C * W], expected[C * W];
+    DLTensor t = tensor(memory, one), u = tensor(memory, other), into = tensor(expected, NULL);
+    t.shape = u.shape = into.shape = short_shape;
+    memcpy(memory, x, sizeof memory);
+    CHECK_OK(bnnumba_forward_training_dl(&t, 1, NULL, &into, NULL));
+    CHECK_OK(bnnumba_forward_training_dl(&t, 1, NULL, &u, NULL));
+    CHECK(!memcmp(memory, expected, sizeof memory));
 }
 
 /* A tensor of no particular alignment is copied. */
@@ -197,6 +216,7 @@ int main(void)
         for (int k = 0; k < COUNT(ways); k++)
             one(&ways[i], &ways[(i + k) % COUNT(ways)], &ways[k]);
     refused();
+    one_element();
     unaligned();
     stream();
     return 0;

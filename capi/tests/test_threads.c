@@ -64,6 +64,10 @@ int main(void)
     CHECK(bnnumba_get_num_threads() >= 1);
     CHECK_OK(bnnumba_set_num_threads(3));
     CHECK(bnnumba_get_num_threads() == 3);
+    CHECK_OK(bnnumba_set_num_threads(INT32_MAX)); /* no limit, as some put it */
+    CHECK(bnnumba_get_num_threads() <= 1024);
+    CHECK_OK(bnnumba_moments(BNNUMBA_FLOAT32, BNNUMBA_NSC, ROWS, C, 1, x, NULL, once, m2));
+    CHECK(!memcmp(once, expected, sizeof once));
     CHECK_OK(bnnumba_set_num_threads(0));
     CHECK_OK(bnnumba_running_destroy(shared));
     free(x);

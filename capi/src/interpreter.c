@@ -1,0 +1,38 @@
+/* Starts Python for libbnnumba_embed, as that of one environment and nothing else. */
+
+#define _GNU_SOURCE /* dladdr */
+#include <Python.h>
+#include <dlfcn.h>
+
+#include "interpreter.h"
+
+/* Extension modules look for Python's symbols among those of the process, not in our library's. */
+static void share_symbols(void)
+{
+    Dl_info python;
+    if (dladdr((void *)&PyExc_SystemError, &python) && python.dli_fname)
+        dlopen(python.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
+}
+
+/*
+ * cffi would start Python as the process finds it: by PATH, PYTHONHOME and PYTHONPATH, with the
+ * packages of the base installation before those of the environment, and would end the process if
+ * that fails.
+ */
+const char *bn_interpreter_start(const char *program)
+{
+    PyConfig config;
+    if (Py_IsInitialized())
+        return NULL;
+    share_symbols();
+    PyConfig_InitIsolatedConfig(&config);
+    config.install_signal_handlers = 0;
+    PyStatus status = PyConfig_SetBytesString(&config, &config.program_name, program);
+    if (!PyStatus_Exception(status))
+        status = Py_InitializeFromConfig(&config);
+    PyConfig_Clear(&config);
+    if (PyStatus_Exception(status))
+        return status.err_msg ? status.err_msg : "Python asked to exit";
+    PyEval_SaveThread(); /* the calls that need the interpreter's lock take it by themselves */
+    return NULL;
+}
