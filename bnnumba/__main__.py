@@ -105,7 +105,7 @@ def warmup(dtypes: list[str]) -> None:
         layer = BatchNorm(shape[axis], dtype=weight.dtype, axis=axis).eval()
         layer(x)
         layer.backward(y)
-        moments(x, axis=axis)
+        moments(x, axis=axis).merge(saved.moments)
         seconds = time.perf_counter() - begin
         print(f"[{done}/{len(cases)}] {dtype} {shape}: {seconds:.1f} s so far", flush=True)
     print(f"compiled code is in {_cache_directory()}")

@@ -119,7 +119,7 @@ class RunningMoments:
     @property
     def moments(self) -> Moments:
         """The moments so far, a copy."""
-        return Moments(self.count, self._moments.mean.copy(), self._moments.m2.copy())
+        return self._moments.copy()
 
     def var(self, correction: float = 0) -> np.ndarray:
         """Return ``m2 / (count - correction)``, NaN for no more than `correction` values."""
@@ -142,22 +142,32 @@ class RunningMoments:
         self._moments = self._moments.merge(new)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a snapshot to store: ``count`` (int), ``mean`` and ``m2`` (float64 arrays)."""
-        count, mean, m2 = self.moments
-        return {"count": count, "mean": mean, "m2": m2}
+        """Return a snapshot to store: ``count`` (int), ``mean``, ``m2``, ``rest`` (float64 arrays).
+
+        ``rest`` is what rounding to float64 leaves of the mean.
+        """
+        m = self.moments
+        return {"count": m.count, "mean": m.mean, "m2": m.m2, "rest": m._rest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a snapshot of as many channels; after an error nothing has changed."""
-        if not isinstance(state, dict) or set(state) != {"count", "mean", "m2"}:
+        """Take over a snapshot of as many channels; after an error nothing has changed.
+
+        ``rest`` may be missing, and then is 0.
+        """
+        if not isinstance(state, dict) or set(state) - {"rest"} != {"count", "mean", "m2"}:
             shown = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            msg = f"state: expected a dict with the keys count, m2, mean, got {shown}"
+            msg = f"state: expected a dict with the keys count, m2, mean, rest, got {shown}"
             raise BnnumbaValueError(msg)
         new = Moments(state["count"], state["mean"], state["m2"])
         check_moments("state", new, self.num_features)
+        if "rest" in state:
+            rest = Moments(0, state["rest"], state["rest"])
+            check_moments("rest", rest, self.num_features)
+            new._rest = rest.mean
         if np.any(new.m2 < 0):
             msg = f"state: expected m2 that is not negative, got {new.m2.min()}"
             raise BnnumbaValueError(msg)
-        self._moments = Moments(new.count, new.mean.copy(), new.m2.copy())
+        self._moments = new.copy()
 
     def __repr__(self) -> str:
         return f"RunningMoments({self.num_features}, count={self.count})"

@@ -145,7 +145,7 @@ def training(
                 mean, var, batches, stats[0], stats[1], float(count), momentum, correction
             )
     else:
-        stats = np.zeros((3, channels))
+        stats = np.zeros((4, channels))
     overwritten = out is not None and np.may_share_memory(y, array)
     scale = _kept_weight(library, channels, array.dtype, weight, scale)
     saved = Saved(x, array, weight, scale, stats, count, axis, library, True, overwritten)
@@ -270,13 +270,13 @@ def fold(
 def moments(library: Library, array: np.ndarray, axis: int) -> Moments:
     """Do `moments`."""
     channels = array.shape[axis]
-    stats = np.zeros((3, channels))
+    stats = np.zeros((4, channels))
     if array.size == 0:
-        return Moments(0, stats[0], stats[1])
+        return Moments.with_rest(0, stats[0], stats[1], stats[3])
     found = candidates(array.shape, array.strides, array.itemsize, axis)
     layout = found[0] if found else nearest(array, axis)
     if not (found and array.flags.aligned):
         array = _copied(array, layout)
     (view,) = layout.views(SEEN_AS[array.dtype], array)
     cpu.collect_moments(view, 0.0, stats)
-    return Moments(array.size // channels, stats[0], stats[1])
+    return Moments.with_rest(array.size // channels, stats[0], stats[1], stats[3])

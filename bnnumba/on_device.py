@@ -70,7 +70,12 @@ def _call(library: Any, array: Any) -> Call:
 def _moments_of(call: Call, stats: Any, count: int) -> Moments:
     """Wait for stats and return them as numbers on the host."""
     center, rest, m2, _ = call.device.read(stats, call.stream).astype(_DOUBLE)
-    return Moments(count, center + rest, m2)
+    mean = center + rest
+    of_mean = mean - center
+    with np.errstate(invalid="ignore"):
+        left = (center - (mean - of_mean)) + (rest - of_mean)
+    left[~np.isfinite(left)] = 0.0
+    return Moments.with_rest(count, mean, m2, left)
 
 
 def _here(x: Any, **others: Any) -> None:

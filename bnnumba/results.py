@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import cpu
 from .dispatch import Array, Library
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .validation import check_integer, check_numbers, check_real
@@ -14,21 +15,6 @@ from .validation import check_integer, check_numbers, check_real
 __all__ = ["Gradients", "Moments", "Saved", "check_moments"]
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
-
-
-def _merged(
-    count: int, mean: np.ndarray, m2: np.ndarray, other: Moments
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """Merge by Chan, Golub & LeVeque (1983)."""
-    if other.count == 0:
-        return count, mean, m2
-    if count == 0:
-        return other.count, other.mean.copy(), other.m2.copy()
-    total = count + other.count
-    share = other.count / total
-    with np.errstate(invalid="ignore", over="ignore"):  # a channel may hold NaN or infinity
-        delta = other.mean - mean
-        return total, mean + delta * share, m2 + other.m2 + delta * delta * (count * share)
 
 
 def _variance(count: int, m2: np.ndarray, correction: float) -> np.ndarray:
@@ -58,7 +44,8 @@ class Moments:
     (3, array([3.]), array([4.66666667]))
     """
 
-    __slots__ = ("count", "m2", "mean")
+    # What rounding to float64 leaves of the mean goes with it: see `cpu.merge_moments`.
+    __slots__ = ("_rest", "count", "m2", "mean")
 
     def __init__(self, count: int, mean: np.ndarray, m2: np.ndarray) -> None:
         self.count = count if type(count) is int else check_integer("count", count)
@@ -73,6 +60,18 @@ class Moments:
         if self.count < 0:
             msg = f"count: expected a number that is not negative, got {count}"
             raise BnnumbaValueError(msg)
+        self._rest = np.zeros(self.mean.size)
+
+    @classmethod
+    def with_rest(cls, count: int, mean: np.ndarray, m2: np.ndarray, rest: np.ndarray) -> Moments:
+        """Return moments whose mean is ``mean + rest``, unchecked."""
+        moments = cls.__new__(cls)
+        moments.count, moments.mean, moments.m2, moments._rest = count, mean, m2, rest
+        return moments
+
+    def copy(self) -> Moments:
+        """Return moments with arrays of their own."""
+        return Moments.with_rest(self.count, self.mean.copy(), self.m2.copy(), self._rest.copy())
 
     def var(self, correction: float = 0) -> np.ndarray:
         """Return ``m2 / (count - correction)``, NaN for no more than `correction` values."""
@@ -85,7 +84,14 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """Return the moments of the values of both, as if they had been seen together."""
         check_moments("other", other, self.mean.size)
-        return Moments(*_merged(self.count, self.mean, self.m2, other))
+        merged = self.copy()
+        if other.count:
+            cpu.merge_moments(
+                self.count, merged.mean, merged._rest, merged.m2, other.count, other.mean,
+                other._rest, other.m2,
+            )  # fmt: skip
+            merged.count += other.count
+        return merged
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over ``count, mean, m2``."""
@@ -202,7 +208,8 @@ class Saved:
         if not self.training:
             msg = "saved: a forward pass with given statistics has no moments of the batch"
             raise BnnumbaValueError(msg)
-        return Moments(self.count, self._stats[0].copy(), self._stats[1].copy())
+        mean, m2, _, rest = self._stats
+        return Moments.with_rest(self.count, mean.copy(), m2.copy(), rest.copy())
 
     def __repr__(self) -> str:
         shape = tuple(self.x.shape)

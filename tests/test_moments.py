@@ -1,6 +1,7 @@
 """Moments: accuracy on hard data in every path, merging, and streaming in any order."""
 
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -321,3 +322,31 @@ def test_moments_of_what_is_no_number_are_an_error(name, value):
 def test_a_negative_m2_is_not_loaded():
     with pytest.raises(bn.BnnumbaValueError, match="m2 that is not negative, got -1"):
         bn.RunningMoments(1).load_state_dict({"count": 3, "mean": [0], "m2": [-1]})
+
+
+STREAMS = {
+    "1e7 +- 1": lambda n: 1e7 + np.where(np.arange(n) % 3 == 0, 1.0, -1.0),
+    "timestamps": lambda n: 1.7e9 + np.arange(n) * 1e-3,
+    "100 +- 1e-9": lambda n: 100 + 1e-9 * normal((n,), np.float64, seed=5),
+}
+
+
+@pytest.mark.parametrize("pieces", [7, 200, 2000])
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_stream_far_from_zero_keeps_its_variance(kind, pieces):
+    x = STREAMS[kind](4000)
+    values = [Fraction(float(value)) for value in x]
+    mean = sum(values) / len(values)
+    expected = float(sum((value - mean) ** 2 for value in values) / len(values))
+    updated, loaded = bn.RunningMoments(1), bn.RunningMoments(1)
+    merged = bn.Moments(0, np.zeros(1), np.zeros(1))
+    for piece in np.array_split(x, pieces):
+        updated.update(piece[:, None])
+        resumed = bn.RunningMoments(1)
+        resumed.load_state_dict(loaded.state_dict())
+        resumed.merge(bn.moments(piece[:, None]))
+        loaded = resumed
+        merged = merged.merge(pickle.loads(pickle.dumps(bn.moments(piece[:, None]))))
+    for got in (updated, loaded, merged):
+        assert abs(got.var()[0] / expected - 1) < 1e-13
+        assert got.mean[0] == float(mean)

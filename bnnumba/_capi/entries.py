@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from .. import cpu
-from ..cpu import memory, moments, parallel, plan, ranges
+from ..cpu import moments, parallel, plan, ranges
 from ..cpu.jit import _OPTIONS
 from ..cpu.memory import REPEATED
 
@@ -33,11 +33,12 @@ FIELDS = (
     # the plan, which `choose` writes anew for a step that only writes
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
     # addresses of (slabs, PARTIAL_ROWS, c), (4, c + REPEATED) of the arithmetic's precision, as far
-    # from a cache line as y, (3, c) and (2, c)
+    # from a cache line as y, (4, c) and (2, c)
     *("partial", "coefs", "stats", "sums"),
     # addresses of c numbers; weight and bias may be 0
     *("weight", "bias", "mean", "m2", "invstd", "dweight", "dbias"),
     *("other_mean", "other_m2", "running_mean", "running_var"),
+    *("rest", "other_rest"),  # of means, may be 0
     *("count", "other_count"),
     *("eps", "momentum", "correction"),
 )
@@ -175,7 +176,7 @@ def _data_entries(kind, size, precision, rank):
         ranges.forward_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), job.block, job.ahead, _plan_of(job),
             _optional(job, job.weight), _optional(job, job.bias), job.eps,
-            scratch(job, work), _partial(job), coefficients(job, 3), _rows(job, job.stats, 3),
+            scratch(job, work), _partial(job), coefficients(job, 3), _rows(job, job.stats, 4),
             data(job, job.y, job.y_n, job.y_c), job.streaming != 0,
         )  # fmt: skip
 
@@ -260,6 +261,7 @@ _fused_block = _compiled(cpu._fused_block, _even=_even)
 _split_block = _compiled(cpu._split_block, _even=_even)
 _update_running = _compiled(parallel._update_running)
 _constant_stats = _compiled(parallel._constant_stats)
+_merge_moments = _compiled(parallel._merge_moments)
 
 
 @_inlined
@@ -282,7 +284,7 @@ def _shared_entries():
         job = _job_at(pointer)
         ranges.merge_range(
             begin, end, job.n, job.s, _plan_of(job), _partial(job), job.eps,
-            _rows(job, job.stats, 3),
+            _rows(job, job.stats, 4),
         )  # fmt: skip
 
     def sums(begin, end, pointer, work):
@@ -294,14 +296,11 @@ def _shared_entries():
 
     def join(begin, end, pointer, work):
         job = _job_at(pointer)
-        mean, m2 = _row(job, job.mean), _row(job, job.m2)
-        other_mean, other_m2 = _row(job, job.other_mean), _row(job, job.other_m2)
-        for c in range(begin, end, 8):
-            live = end - c
-            moments.merge_into(
-                mean, m2, c, live, job.count, memory.load_lanes(other_mean, c, live),
-                memory.load_lanes(other_m2, c, live), job.other_count,
-            )  # fmt: skip
+        _merge_moments(
+            job.count, _row(job, job.mean), _optional(job, job.rest), _row(job, job.m2),
+            job.other_count, _row(job, job.other_mean), _optional(job, job.other_rest),
+            _row(job, job.other_m2),
+        )  # fmt: skip
 
     def update_running(begin, end, pointer, work):
         job = _job_at(pointer)

@@ -2,7 +2,8 @@
 
 A view is x[n, c, s] with contiguous rows or x[r, c] with contiguous channels (`bnnumba.layout`);
 arrays of 16-bit floats are views as integers (`bnnumba.cpu.simd`). Per-channel statistics are
-float64, but for those that `infer` is given: ``stats`` has the rows mean, m2 and invstd.
+float64, but for those that `infer` is given: ``stats`` has the rows mean, m2, invstd, and the rest
+of the mean that float64 has no room for.
 """
 
 import math
@@ -13,7 +14,7 @@ import numpy as np
 
 from . import caches, parallel, threads
 from .memory import PREFETCHED
-from .parallel import constant_stats, update_running
+from .parallel import constant_stats, merge_moments, update_running
 from .plan import plan_ncs, plan_rc, plan_writes
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "constant_stats",
     "forward",
     "infer",
+    "merge_moments",
     "normalize",
     "update_running",
 ]
@@ -137,7 +139,7 @@ def _choice(x, kind, inputs):
 
 def forward(x, weight, bias, eps, y):
     """Write the normalized `x` to `y` and return the stats of the batch."""
-    stats = np.empty((3, x.shape[1]))
+    stats = np.empty((4, x.shape[1]))
     large, block, ahead, plan, streaming = _choice(x, FUSED, 1)
     if block:
         threads.run(
@@ -150,7 +152,7 @@ def forward(x, weight, bias, eps, y):
 
 
 def collect_moments(x, eps, stats):
-    """Write mean, m2 and invstd of each channel to `stats`."""
+    """Write mean, m2, invstd and rest of each channel to `stats`."""
     large, block, _, plan, _ = _choice(x, SUMS, 1)
     threads.run(parallel.collect, large, x, block, plan, eps, stats)
 

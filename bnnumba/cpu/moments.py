@@ -32,7 +32,7 @@ from .memory import (
     store_lanes,
 )
 from .plan import slab_bounds
-from .simd import blend, fma, hsum, positive_part, rounded, splat_f64
+from .simd import blend, fma, hsum, or_zero, positive_part, rounded, splat_f64
 
 # Rows of a chunk whose mean is the pivot, in the rc view.
 PIVOT_ROWS = 16
@@ -70,11 +70,11 @@ def finish_chunk(mean, m2, c, live, count, pivot, total, square, size):
 
 
 @inlined
-def merge_slabs(begin, end, n, s, plan, partial, mean, m2):
+def merge_slabs(begin, end, n, s, plan, partial, mean, m2, rest):
     """Merge ``partial[slab, :, c]`` into one mean and m2 for each channel of a range.
 
     The rows of a partial result are its mean relative to an origin, its m2, and the origin, which
-    is the same for all slabs.
+    is the same for all slabs. `rest` is what rounding the mean to float64 leaves over.
     """
     count = 0
     for slab in range(plan[0]):
@@ -89,7 +89,11 @@ def merge_slabs(begin, end, n, s, plan, partial, mean, m2):
     origin = partial[0, 2]
     for c in range(begin, end, 8):
         live = end - c
-        store_lanes(mean, c, live, load_lanes(mean, c, live) + load_lanes(origin, c, live))
+        a, b = load_lanes(origin, c, live), load_lanes(mean, c, live)
+        total = a + b
+        b_of_total = total - a
+        store_lanes(mean, c, live, total)
+        store_lanes(rest, c, live, or_zero((a - (total - b_of_total)) + (b - b_of_total)))
 
 
 @inlined

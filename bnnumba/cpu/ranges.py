@@ -35,7 +35,7 @@ def piece(item, x, block):
 def forward_range(
     begin, end, x, block, ahead, plan, weight, bias, eps, work, partial, coefs, stats, y, streaming
 ):
-    """Normalize blocks of channels by their own statistics; stats are mean, m2, invstd.
+    """Normalize blocks of channels by their own statistics; stats are mean, m2, invstd, rest.
 
     While a block is written, the channels that are `ahead` of it are fetched.
     """
@@ -48,7 +48,7 @@ def forward_range(
             mean, m2, origin = partial[slab, 0], partial[slab, 1], partial[slab, 2]
             collect_slab(x, slab, c0, c1, plan, work, mean, m2, origin)
         s = count // x.shape[0]
-        merge_slabs(c0, c1, x.shape[0], s, plan, partial, stats[0], stats[1])
+        merge_slabs(c0, c1, x.shape[0], s, plan, partial, stats[0], stats[1], stats[3])
         write_inverse_std(c0, c1, stats[1], count, eps, stats[2])
         normalize_coefficients(c0, c1, stats[0], stats[2], weight, bias, coefs)
         for slab in range(plan[0] - 1, -1, -1):
@@ -66,8 +66,8 @@ def collect_range(begin, end, x, block, plan, work, partial):
 
 @kernel
 def merge_range(begin, end, n, s, plan, partial, eps, stats):
-    """Merge partial moments into stats (mean, m2, invstd) for the channels ``[begin, end)``."""
-    merge_slabs(begin, end, n, s, plan, partial, stats[0], stats[1])
+    """Merge partial moments into stats (mean, m2, invstd, rest) for a range of channels."""
+    merge_slabs(begin, end, n, s, plan, partial, stats[0], stats[1], stats[3])
     write_inverse_std(begin, end, stats[1], n * s, eps, stats[2])
 
 

@@ -297,6 +297,17 @@ def positive_part(typingctx, value):
 
 
 @intrinsic
+def or_zero(typingctx, value):
+    """Return each lane, or 0 where it is NaN."""
+
+    def codegen(context, builder, sig, args):
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_unordered("uno", args[0], zero), zero, args[0])
+
+    return value(value), codegen
+
+
+@intrinsic
 def hsum(typingctx, value):
     """Return the sum of all lanes, added in halves: (0+4, 1+5, ...), then again."""
 

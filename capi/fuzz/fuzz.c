@@ -186,7 +186,7 @@ static void tensors(input *in, buffers *b)
 static void states(input *in, buffers *b)
 {
     bnnumba_running *handle, *other;
-    unsigned char state[32 + 16 * CHANNELS];
+    unsigned char state[32 + 24 * CHANNELS];
     size_t size;
     int64_t count, c = number(in, 4);
     if (!bnnumba_running_load(in->bytes, in->left, &handle)) {

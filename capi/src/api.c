@@ -46,7 +46,7 @@ bnnumba_status bnnumba_moments(bnnumba_dtype dtype, bnnumba_layout layout, int64
     data x_data;
     TRY(open_batch(dtype, layout, n, c, s, &b));
     TRY(open_data(&b, "x", x, 0, &x_data));
-    return bn_moments_of(&b, &x_data, count_out, mean_out, m2_out);
+    return bn_moments_of(&b, &x_data, count_out, mean_out, m2_out, NULL);
 }
 
 bnnumba_status bnnumba_forward_training(bnnumba_dtype dtype, bnnumba_layout layout, int64_t n,
@@ -120,6 +120,13 @@ bnnumba_status bnnumba_running_update(bnnumba_running *handle, bnnumba_dtype dty
 bnnumba_status bnnumba_merge(int64_t c, int64_t *count, double *mean, double *m2,
                              int64_t other_count, const double *other_mean, const double *other_m2)
 {
+    return bn_merge(c, count, mean, m2, NULL, other_count, other_mean, other_m2, NULL);
+}
+
+bnnumba_status bn_merge(int64_t c, int64_t *count, double *mean, double *m2, double *rest,
+                        int64_t other_count, const double *other_mean, const double *other_m2,
+                        const double *other_rest)
+{
     batch b = {BNNUMBA_FLOAT64, 1, 8, 1, c, 1};
     spans all = {.count = 0};
     int64_t total;
@@ -145,6 +152,7 @@ bnnumba_status bnnumba_merge(int64_t c, int64_t *count, double *mean, double *m2
         return BNNUMBA_OK;
     job j = {.c = c, .count = *count, .other_count = other_count};
     j.mean = (int64_t)(intptr_t)mean, j.m2 = (int64_t)(intptr_t)m2;
+    j.rest = (int64_t)(intptr_t)rest, j.other_rest = (int64_t)(intptr_t)other_rest;
     j.other_mean = (int64_t)(intptr_t)other_mean, j.other_m2 = (int64_t)(intptr_t)other_m2;
     TRY(bn_shared(KERNEL_join, &j));
     *count = total;

@@ -17,7 +17,7 @@ static int is_empty(const batch *b)
 }
 
 bnnumba_status bn_moments_of(const batch *b, const data *x, int64_t *count_out, double *mean_out,
-                             double *m2_out)
+                             double *m2_out, double *rest_out)
 {
     int64_t c = b->c;
     spans all = {.count = 0};
@@ -30,17 +30,21 @@ bnnumba_status bn_moments_of(const batch *b, const data *x, int64_t *count_out, 
     bn_add_span(&all, "mean_out", mean_out, 8 * c, 1);
     bn_add_span(&all, "m2_out", m2_out, 8 * c, 1);
     TRY(bn_check_overlap(&all));
+    for (int64_t i = 0; rest_out && i < c; i++)
+        rest_out[i] = 0.0;
     ON_DEVICE(x, bn_python_moments_dl(x->on_device, x->axis, count_out, mean_out, m2_out));
     if (is_empty(b)) {
         for (int64_t i = 0; i < c; i++)
             mean_out[i] = m2_out[i] = 0.0;
     } else {
-        TRY(bn_reserve(&w, 3 * c));
-        double *stats = bn_take(&w, 3 * c);
+        TRY(bn_reserve(&w, 4 * c));
+        double *stats = bn_take(&w, 4 * c);
         bnnumba_status status = bn_collect(b, x, 0.0, stats);
         if (status == BNNUMBA_OK) {
             memcpy(mean_out, stats, (size_t)c * 8);
             memcpy(m2_out, stats + c, (size_t)c * 8);
+            if (rest_out)
+                memcpy(rest_out, stats + 3 * c, (size_t)c * 8);
         }
         bn_release(&w);
         TRY(status);
@@ -127,11 +131,13 @@ bnnumba_status bn_forward_training_of(const batch *b, const data *x, const bnnum
             saved_out[i] = 0.0;
         return BNNUMBA_OK;
     }
-    TRY(bn_reserve(&w, 7 * c));
+    TRY(bn_reserve(&w, 8 * c));
     double *weight = bn_widen(&w, p.dtype, p.weight, c);
     double *bias = bn_widen(&w, p.dtype, p.bias, c);
-    double *stats = saved_out ? saved_out : bn_take(&w, 3 * c);
+    double *stats = bn_take(&w, 4 * c);
     bnnumba_status status = bn_forward(b, x, weight, bias, p.eps, stats, y);
+    if (status == BNNUMBA_OK && saved_out)
+        memcpy(saved_out, stats, (size_t)c * 24);
     if (status == BNNUMBA_OK && (p.running_mean || p.running_var))
         status = update(&w, c, values(b), stats, stats + c, &p);
     bn_release(&w);

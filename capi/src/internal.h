@@ -180,7 +180,10 @@ bnnumba_status bn_shared(kernel_id id, job *j);
 /* --- core.c: the public functions, on views -------------------------------------------------- */
 
 bnnumba_status bn_moments_of(const batch *b, const data *x, int64_t *count_out, double *mean_out,
-                             double *m2_out);
+                             double *m2_out, double *rest_out);
+bnnumba_status bn_merge(int64_t c, int64_t *count, double *mean, double *m2, double *rest,
+                        int64_t other_count, const double *other_mean, const double *other_m2,
+                        const double *other_rest);
 bnnumba_status bn_forward_training_of(const batch *b, const data *x, const bnnumba_params *params,
                                       const data *y, double *saved_out);
 bnnumba_status bn_forward_inference_of(const batch *b, const data *x, const bnnumba_params *params,

@@ -13,7 +13,7 @@
 typedef struct slot {
     uint32_t generation; /* odd while the slot is in use */
     int64_t c, count;
-    double *mean, *m2; /* one allocation */
+    double *mean, *m2, *rest; /* one allocation; what rounding leaves of the mean is in `rest` */
 } slot;
 
 enum { SLOT_BITS = 24 };
@@ -53,18 +53,16 @@ static uint32_t free_slot(void)
     return found;
 }
 
-/* Make a handle from moments that are checked; mean NULL stands for none. */
-static bnnumba_status make(int64_t c, int64_t count, const double *mean, const double *m2,
+/* Make a handle from moments that are checked, 3 * c numbers; NULL stands for none. */
+static bnnumba_status make(int64_t c, int64_t count, const double *from,
                            bnnumba_running **handle_out)
 {
-    double *numbers = calloc(c ? 2 * (size_t)c : 1, sizeof(double));
+    double *numbers = calloc(c ? 3 * (size_t)c : 1, sizeof(double));
     if (!numbers)
         return bn_fail(BNNUMBA_ERROR_MEMORY, "cannot allocate moments of %lld channels",
                        (long long)c);
-    if (mean) {
-        memcpy(numbers, mean, (size_t)c * 8);
-        memcpy(numbers + c, m2, (size_t)c * 8);
-    }
+    if (from)
+        memcpy(numbers, from, (size_t)c * 24);
     bn_lock();
     uint32_t index = free_slot();
     if (index == slot_count) {
@@ -74,7 +72,7 @@ static bnnumba_status make(int64_t c, int64_t count, const double *mean, const d
                        (unsigned long)slot_count);
     }
     slot *made = &slots[index];
-    *made = (slot){made->generation + 1, c, count, numbers, numbers + c};
+    *made = (slot){made->generation + 1, c, count, numbers, numbers + c, numbers + 2 * c};
     uint64_t id = (uint64_t)made->generation << SLOT_BITS | index;
     bn_unlock();
     *handle_out = (bnnumba_running *)(uintptr_t)id;
@@ -86,7 +84,7 @@ bnnumba_status bnnumba_running_create(int64_t c, bnnumba_running **handle_out)
     batch b = {BNNUMBA_FLOAT64, 1, 8, 1, c, 1};
     TRY(bn_check_extents(&b));
     TRY(bn_check_pointer("handle_out", handle_out, 1, sizeof(void *), 0));
-    return make(c, 0, NULL, NULL, handle_out);
+    return make(c, 0, NULL, handle_out);
 }
 
 bnnumba_status bnnumba_running_destroy(bnnumba_running *handle)
@@ -105,12 +103,12 @@ bnnumba_status bnnumba_running_destroy(bnnumba_running *handle)
 }
 
 static bnnumba_status join(slot *into, const char *name, int64_t c, int64_t count,
-                           const double *mean, const double *m2)
+                           const double *mean, const double *m2, const double *rest)
 {
     if (into->c != c)
         return bn_fail(BNNUMBA_ERROR_ARGUMENT, "%s: expected %lld channels, got %lld", name,
                        (long long)into->c, (long long)c);
-    return bnnumba_merge(c, &into->count, into->mean, into->m2, count, mean, m2);
+    return bn_merge(c, &into->count, into->mean, into->m2, into->rest, count, mean, m2, rest);
 }
 
 /*
@@ -131,18 +129,18 @@ bnnumba_status bn_running_update_of(bnnumba_running *handle, const batch *b, con
     bn_lock();
     bnnumba_status status = find("handle", handle, &found);
     if (status == BNNUMBA_OK && found->c != b->c)
-        status = join(found, "c", b->c, 0, NULL, NULL);
+        status = join(found, "c", b->c, 0, NULL, NULL, NULL);
     bn_unlock();
     TRY(status);
     TRY(prepare_join());
-    TRY(bn_reserve(&w, 2 * b->c));
-    double *mean = bn_take(&w, b->c), *m2 = bn_take(&w, b->c);
-    status = bn_moments_of(b, x, &count, mean, m2);
+    TRY(bn_reserve(&w, 3 * b->c));
+    double *mean = bn_take(&w, b->c), *m2 = bn_take(&w, b->c), *rest = bn_take(&w, b->c);
+    status = bn_moments_of(b, x, &count, mean, m2, rest);
     if (status == BNNUMBA_OK) {
         bn_lock();
         status = find("handle", handle, &found); /* it may have gone meanwhile */
         if (status == BNNUMBA_OK)
-            status = join(found, "c", b->c, count, mean, m2);
+            status = join(found, "c", b->c, count, mean, m2, rest);
         bn_unlock();
     }
     bn_release(&w);
@@ -158,7 +156,7 @@ bnnumba_status bnnumba_running_add(bnnumba_running *handle, int64_t c, int64_t c
     bn_lock();
     bnnumba_status status = find("handle", handle, &found);
     if (status == BNNUMBA_OK)
-        status = join(found, "c", c, count, mean, m2);
+        status = join(found, "c", c, count, mean, m2, NULL);
     bn_unlock();
     return status;
 }
@@ -173,12 +171,13 @@ bnnumba_status bnnumba_running_merge(bnnumba_running *handle, bnnumba_running *o
     if (status == BNNUMBA_OK)
         status = find("other", other, &from);
     if (status == BNNUMBA_OK)
-        status = bn_reserve(&w, 2 * from->c);
+        status = bn_reserve(&w, 3 * from->c);
     if (status == BNNUMBA_OK) {
         /* A copy, as both may be the same. */
-        double *copy = bn_take(&w, 2 * from->c);
-        memcpy(copy, from->mean, (size_t)from->c * 16);
-        status = join(to, "other", from->c, from->count, copy, copy + from->c);
+        int64_t c = from->c;
+        double *copy = bn_take(&w, 3 * c);
+        memcpy(copy, from->mean, (size_t)c * 24);
+        status = join(to, "other", c, from->count, copy, copy + c, copy + 2 * c);
     }
     bn_unlock();
     bn_release(&w);
@@ -212,9 +211,9 @@ bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_o
 
 /*
  * Saved state, all numbers little-endian: 8 bytes of name and version, then c, count, c means, c m2
- * as 64-bit numbers, then the 64-bit FNV-1a hash of all bytes before.
+ * and c rests of means as 64-bit numbers, then the 64-bit FNV-1a hash of all bytes before.
  */
-static const unsigned char format[8] = {'b', 'n', 'n', 'u', 'm', 'b', 'a', 1};
+static const unsigned char format[8] = {'b', 'n', 'n', 'u', 'm', 'b', 'a', 2};
 enum { FRAME = 8 + 8 + 8 + 8 };
 
 static uint64_t hash(const unsigned char *bytes, size_t count)
@@ -246,7 +245,7 @@ static void write_state(const slot *from, unsigned char *to)
     memcpy(to, format, sizeof format);
     to = put(to + sizeof format, (uint64_t)from->c);
     to = put(to, (uint64_t)from->count);
-    for (int64_t i = 0; i < 2 * from->c; i++) {
+    for (int64_t i = 0; i < 3 * from->c; i++) {
         uint64_t bits;
         memcpy(&bits, from->mean + i, sizeof bits);
         to = put(to, bits);
@@ -262,7 +261,7 @@ bnnumba_status bnnumba_running_save(bnnumba_running *handle, void *buffer, size_
     bn_lock();
     bnnumba_status status = find("handle", handle, &found);
     if (status == BNNUMBA_OK) {
-        size_t size = FRAME + (size_t)found->c * 16;
+        size_t size = FRAME + (size_t)found->c * 24;
         *size_out = size;
         if (buffer && capacity < size)
             status = bn_fail(BNNUMBA_ERROR_ARGUMENT, "capacity: expected at least %zu bytes, got %zu",
@@ -289,22 +288,22 @@ bnnumba_status bnnumba_running_load(const void *buffer, size_t size, bnnumba_run
         return bn_fail(BNNUMBA_ERROR_STATE, "buffer: expected format version %d, got %d", format[7],
                        bytes[7]);
     uint64_t c = get(bytes + 8), count = get(bytes + 16);
-    if (c > (size - FRAME) / 16 || size != FRAME + c * 16)
+    if (c > (size - FRAME) / 24 || size != FRAME + c * 24)
         return bn_fail(BNNUMBA_ERROR_STATE,
-                       "size: expected 32 bytes and 16 for each of %llu channels, got %zu; "
+                       "size: expected 32 bytes and 24 for each of %llu channels, got %zu; "
                        "truncated?",
                        (unsigned long long)c, size);
     if (get(bytes + size - 8) != hash(bytes, size - 8))
         return bn_fail(BNNUMBA_ERROR_STATE, "buffer: the checksum is wrong; corrupted?");
     if (count > INT64_MAX)
         return bn_fail(BNNUMBA_ERROR_STATE, "buffer: holds a count that is negative");
-    TRY(bn_reserve(&w, 2 * (int64_t)c));
-    double *numbers = bn_take(&w, 2 * (int64_t)c);
-    for (uint64_t i = 0; i < 2 * c; i++) {
+    TRY(bn_reserve(&w, 3 * (int64_t)c));
+    double *numbers = bn_take(&w, 3 * (int64_t)c);
+    for (uint64_t i = 0; i < 3 * c; i++) {
         uint64_t bits = get(bytes + 24 + 8 * i);
         memcpy(numbers + i, &bits, sizeof bits);
     }
-    bnnumba_status status = make((int64_t)c, (int64_t)count, numbers, numbers + c, handle_out);
+    bnnumba_status status = make((int64_t)c, (int64_t)count, numbers, handle_out);
     bn_release(&w);
     return status;
 }

@@ -286,7 +286,7 @@ bnnumba_status bnnumba_moments_dl(const DLTensor *x, int axis, int64_t *count_ou
 {
     opened o;
     TRY(open_tensors(&o, axis, 1, (const DLTensor *[]){x}, (const char *[]){"x"}, 0));
-    return finish(&o, bn_moments_of(&o.b, &o.views[0], count_out, mean_out, m2_out));
+    return finish(&o, bn_moments_of(&o.b, &o.views[0], count_out, mean_out, m2_out, NULL));
 }
 
 bnnumba_status bnnumba_forward_training_dl(const DLTensor *x, int axis, const bnnumba_params *params,

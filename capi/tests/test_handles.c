@@ -46,8 +46,38 @@ static void many(void)
         CHECK_OK(bnnumba_running_destroy(handles[i]));
 }
 
+/* A stream far from zero keeps its variance: timestamps in steps of a millisecond, also when saved. */
+static void far_from_zero(void)
+{
+    enum { ROWS = 4000, PIECE = 20 };
+    static double x[ROWS];
+    unsigned char state[64];
+    double mean, m2, once_mean, once_m2;
+    size_t size;
+    bnnumba_running *stream, *piece, *loaded;
+    for (int i = 0; i < ROWS; i++)
+        x[i] = 1.7e9 + i * 1e-3;
+    CHECK_OK(bnnumba_running_create(1, &stream));
+    for (int i = 0; i < ROWS; i += PIECE) {
+        CHECK_OK(bnnumba_running_create(1, &piece));
+        CHECK_OK(bnnumba_running_update(piece, BNNUMBA_FLOAT64, BNNUMBA_NSC, PIECE, 1, 1, x + i));
+        CHECK_OK(bnnumba_running_merge(stream, piece));
+        CHECK_OK(bnnumba_running_destroy(piece));
+        CHECK_OK(bnnumba_running_save(stream, state, sizeof state, &size));
+        CHECK_OK(bnnumba_running_load(state, size, &loaded));
+        CHECK_OK(bnnumba_running_destroy(stream));
+        stream = loaded;
+    }
+    CHECK_OK(bnnumba_running_read(stream, NULL, NULL, &mean, &m2));
+    CHECK_OK(bnnumba_moments(BNNUMBA_FLOAT64, BNNUMBA_NSC, ROWS, 1, 1, x, NULL, &once_mean, &once_m2));
+    CHECK(mean == once_mean);
+    CHECK(fabs(m2 - once_m2) < 1e-13 * once_m2);
+    CHECK_OK(bnnumba_running_destroy(stream));
+}
+
 int main(void)
 {
+    far_from_zero();
     bnnumba_running *a, *b;
     fill(x, COUNT(x), 3);
     CHECK_OK(bnnumba_moments(BNNUMBA_FLOAT32, BNNUMBA_NSC, ROWS, C, 1, x, &count, expected_mean,
