@@ -26,12 +26,11 @@ def _cuda_state() -> str:
         return f"not usable: {error}"
 
 
-def _cache_directory() -> str:
+def _cache_directory() -> str | None:
     from .cpu import parallel
 
     cache = getattr(parallel.forward.serial.dispatcher, "_cache", None)
-    path = getattr(cache, "cache_path", None)
-    return path or "none can be written, each process compiles anew"
+    return getattr(cache, "cache_path", None)
 
 
 def _threading_layer() -> str:
@@ -40,11 +39,20 @@ def _threading_layer() -> str:
     x = np.ones((8, 128, 512), np.float32)
     from . import moments
 
-    moments(x)  # the layer is chosen when the first parallel region runs
     try:
+        moments(x)  # the layer is chosen when the first parallel region runs
         return numba.threading_layer()
-    except ValueError:
-        return "none in use"
+    except ValueError as error:
+        return f"none can be used: {str(error).splitlines()[0]}"
+
+
+def _threads() -> int | str:
+    import numba
+
+    try:
+        return numba.get_num_threads()
+    except ValueError:  # there is no threading layer
+        return "none"
 
 
 def info() -> None:
@@ -61,8 +69,8 @@ def info() -> None:
         "NumPy": np.__version__,
         "CPU": f"{llvm.get_host_cpu_name()} ({', '.join(known)})",
         "threading layer": _threading_layer(),
-        "threads": numba.get_num_threads(),
-        "cache": _cache_directory(),
+        "threads": _threads(),
+        "cache": _cache_directory() or "none can be written, each process compiles anew",
         "CUDA": _cuda_state(),
     }
     width = max(map(len, rows))
@@ -108,7 +116,12 @@ def warmup(dtypes: list[str]) -> None:
         moments(x, axis=axis).merge(saved.moments)
         seconds = time.perf_counter() - begin
         print(f"[{done}/{len(cases)}] {dtype} {shape}: {seconds:.1f} s so far", flush=True)
-    print(f"compiled code is in {_cache_directory()}")
+    kept = _cache_directory()
+    print(
+        f"compiled code is in {kept}"
+        if kept
+        else "no directory for it can be written: nothing kept"
+    )
 
 
 def _bfloat16() -> np.dtype:
@@ -119,7 +132,10 @@ def _bfloat16() -> np.dtype:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bnnumba", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bnnumba",
+        description="What a bug report needs, and compiling ahead of the first call.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="print versions, CPU, threads, cache directory, CUDA state")
     warm = commands.add_parser("warmup", help="compile the common cases ahead, into the cache")

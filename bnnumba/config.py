@@ -22,8 +22,8 @@ def prefix() -> Path:
         if (place / "include" / "bnnumba.h").exists():
             return place
     msg = (
-        "this installation of bnnumba has no C library: it was built without a C compiler; "
-        "run `make capi` in a checkout"
+        "this installation of bnnumba has no C library: "
+        "run `make capi` in a checkout, then `pip install .` there"
     )
     raise BackendError(msg)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import BackendError, BnnumbaTypeError, BnnumbaValueError
 
-__all__ = ["NUMPY", "Library", "library_of", "overlap"]
+__all__ = ["NUMPY", "Library", "library_of", "overlap", "share"]
 
 Array = Any
 _CPU_DEVICES = (1, 3, 11, 13)  # DLPack's kDLCPU, kDLCUDAHost, kDLROCMHost, kDLCUDAManaged
@@ -159,7 +159,8 @@ def _on_gpu(value: Array) -> bool:
 
 
 def _wrong_device(argument: str, found: str) -> BackendError:
-    return BackendError(f"{argument}: expected an array on the CPU, as x is, got one on {found}")
+    like_x = "" if argument == "x" else ", as x is"
+    return BackendError(f"{argument}: expected an array on the CPU{like_x}, got one on {found}")
 
 
 def _dlpack_device(argument: str, array: Array) -> int:
@@ -208,7 +209,10 @@ def library_of(argument: str, array: Array) -> Library:
     raise BnnumbaTypeError(msg)
 
 
-def _share(a: np.ndarray, b: np.ndarray) -> bool:
+def share(a: np.ndarray, b: np.ndarray) -> bool:
+    """Return whether two arrays have an element's memory in common."""
+    if not np.may_share_memory(a, b):
+        return False
     try:
         return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:  # undecided: as if they did
@@ -226,7 +230,7 @@ def overlap(
         and out.strides == array.strides
         and out.shape == array.shape
     )
-    if not (same and in_place) and _share(out, array):
+    if not (same and in_place) and share(out, array):
         unless = " unless it is the same array" if in_place else ""
         msg = f"{argument}: must not overlap {other}{unless}, got an overlap"
         raise BnnumbaValueError(msg)

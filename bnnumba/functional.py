@@ -32,8 +32,8 @@ def _check_correction(correction: Any, count: int, updates_var: bool) -> float:
     number = check_real("correction", correction)
     if updates_var and 0 < count <= number:
         msg = (
-            f"correction: expected less than the {count} value(s) per channel, got {number:g}; "
-            "running_var cannot be updated with this batch"
+            f"running_var: expected more than {number:g} value(s) per channel, as many as "
+            f"correction={number:g} takes away, to update it with, got {count}"
         )
         raise BnnumbaValueError(msg)
     return number

@@ -17,7 +17,14 @@ from .functional import (
 )
 from .moments import check_features
 from .results import Saved
-from .validation import check_eps, check_integer, check_numbers, check_real, check_running
+from .validation import (
+    check_channels,
+    check_eps,
+    check_integer,
+    check_numbers,
+    check_real,
+    check_running,
+)
 
 __all__ = ["BatchNorm"]
 
@@ -99,18 +106,22 @@ class BatchNorm:
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.training = True
-        dtype = np.dtype(dtype)
-        if dtype not in (np.float32, np.float64):
-            msg = f"dtype: expected float32 or float64, got {dtype}"
+        try:
+            known = np.dtype(dtype) in (np.float32, np.float64)
+        except TypeError:
+            known = False
+        if not known:
+            msg = f"dtype: expected float32 or float64, got {dtype!r}"
             raise BnnumbaTypeError(msg)
-        self.weight = np.ones(self.num_features, dtype) if affine else None
-        self.bias = np.zeros(self.num_features, dtype) if affine else None
+        zeros, ones = np.zeros(self.num_features, dtype), np.ones(self.num_features, dtype)
+        self.weight: Array | None = ones if self.affine else None
+        self.bias: Array | None = zeros if self.affine else None
         self.weight_grad: Array | None = None
         self.bias_grad: Array | None = None
-        self.running_mean = np.zeros(self.num_features, dtype) if track_running_stats else None
-        self.running_var = np.ones(self.num_features, dtype) if track_running_stats else None
+        self.running_mean: Array | None = zeros.copy() if self.track_running_stats else None
+        self.running_var: Array | None = ones.copy() if self.track_running_stats else None
         # An array, so that the kernel that moves the running statistics counts the batch as well.
-        self._batches = np.zeros(1 if track_running_stats else 0, np.int64)
+        self._batches = np.zeros(1 if self.track_running_stats else 0, np.int64)
         self._saved: Saved | None = None
 
     @property
@@ -144,6 +155,9 @@ class BatchNorm:
             )
         else:
             mean, var = self.running_mean, self.running_var
+            library = library_of("x", x)
+            check_channels("running_mean", mean, library, self.num_features)
+            check_channels("running_var", var, library, self.num_features)
             saved = saved_inference(x, mean, var, self.weight, self.eps, self.axis, out)
             y = batch_norm_inference(
                 x, mean, var, self.weight, self.bias, eps=self.eps, axis=self.axis, out=out
@@ -220,11 +234,15 @@ class BatchNorm:
         for target, values in copies:
             target[...] = values
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the last batch: who stores or copies a layer does not mean to keep data."""
+        return {**self.__dict__, "_saved": None}
+
     def __repr__(self) -> str:
         return (
             f"BatchNorm({self.num_features}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.affine}, track_running_stats={self.track_running_stats}, "
-            f"axis={self.axis})"
+            f"axis={self.axis}, correction={self.correction:g})"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import cpu
-from .dispatch import Array, Library, overlap
+from .dispatch import Array, Library, overlap, share
 from .layout import Layout, candidates, fits, nearest, shared_layout
 from .results import Gradients, Moments, Saved
 from .validation import SEEN_AS, check_channels, check_out, check_running
@@ -95,14 +95,19 @@ def _views(
 
 
 def _output(
-    library: Library, array: np.ndarray, out: Array | None, **others: np.ndarray
+    library: Library, array: np.ndarray, out: Array | None, **others: Array | None
 ) -> np.ndarray:
-    """Return where to write what is like `array`: a new array or `out`, apart from all others."""
+    """Return where to write what is like `array`: a new array or `out`, apart from all others.
+
+    Those are the caller's own, which are checked by now: what is computed with may be copies.
+    """
     if out is None:
         return np.empty_like(array)
     found = check_out(out, library, array)
     for name, other in others.items():
-        overlap("out", found, name, other)
+        if other is not None:
+            given = other if type(other) is np.ndarray else library.enter(name, other)
+            overlap("out", found, name, given)
     return found
 
 
@@ -132,8 +137,9 @@ def training(
     scale, shift = _parameters(library, channels, array.dtype, weight, bias)
     mean, var = _running(library, channels, running_mean, running_var) if updates else _NO_RUNNING
     y = _output(
-        library, array, out, x=array, weight=scale, bias=shift, running_mean=mean, running_var=var
-    )
+        library, array, out, x=array, weight=weight, bias=bias, running_mean=running_mean,
+        running_var=running_var,
+    )  # fmt: skip
     if array.size:
         (x_view, y_view), pending = _views(axis, y, array)
         stats = cpu.forward(x_view, scale, shift, eps, y_view)
@@ -146,7 +152,7 @@ def training(
             )
     else:
         stats = np.zeros((4, channels))
-    overwritten = out is not None and np.may_share_memory(y, array)
+    overwritten = out is not None and share(y, array)
     scale = _kept_weight(library, channels, array.dtype, weight, scale)
     saved = Saved(x, array, weight, scale, stats, count, axis, library, True, overwritten)
     return (library.leave(y) if out is None else out), saved
@@ -163,7 +169,7 @@ def inference(
         check_channels("var", var, library, channels),
     )
     scale, shift = _parameters(library, channels, array.dtype, weight, bias)
-    y = _output(library, array, out, x=array, mean=center, var=spread, weight=scale, bias=shift)
+    y = _output(library, array, out, x=array, mean=mean, var=var, weight=weight, bias=bias)
     if array.size:
         (x_view, y_view), pending = _views(axis, y, array)
         cpu.infer(x_view, scale, shift, center, spread, eps, y_view)
@@ -201,7 +207,7 @@ def saved_inference(
     stats = _constant_stats(library, channels, "mean", mean, "var", var, eps)
     scale, _ = _parameters(library, channels, array.dtype, weight)
     count = array.size // channels if channels else 0
-    overwritten = out is not None and np.may_share_memory(library.enter("out", out), array)
+    overwritten = out is not None and share(library.enter("out", out), array)
     return Saved(x, array, weight, scale, stats, count, axis, library, False, overwritten)
 
 
@@ -209,7 +215,7 @@ def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
     """Do `batch_norm_backward`."""
     library, array, axis = saved._library, saved._array, saved._axis
     scale = saved._scale
-    dx = _output(library, array, out, grad_output=dy, x=array, weight=scale)
+    dx = _output(library, array, out, grad_output=dy, x=array, weight=saved.weight)
     channels = array.shape[axis]
     dweight, dbias = np.zeros(channels, scale.dtype), np.zeros(channels, scale.dtype)
     if array.size:
@@ -225,7 +231,7 @@ def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
             cpu.normalize(dy_view, scale, none, np.zeros(channels), stats[2], dx_view)
         if pending is not None:
             dx[...] = pending
-    if out is not None and np.may_share_memory(dx, array):
+    if out is not None and share(dx, array):
         saved._overwritten = True
     dx = library.leave(dx) if out is None else out
     return Gradients(dx, library.leave(dweight), library.leave(dbias))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import gpu
-from .dispatch import Array, overlap
+from .dispatch import Array, overlap, share
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .gpu.driver import device
 from .gpu.launch import Call, canonical, copy_array, real_of, widest_of
@@ -181,7 +181,7 @@ def _apart(mean: Any, var: Any) -> None:
 
 
 def _share(a: Any, b: Any) -> bool:
-    return bool(np.may_share_memory(a.shadow(), b.shadow()))
+    return share(a.shadow(), b.shadow())
 
 
 def _single(value: float, array: Any) -> float:

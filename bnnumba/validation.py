@@ -71,6 +71,8 @@ def check_numbers(argument: str, value: Any) -> np.ndarray:
             msg = f"{argument}: expected an array on the CPU, got one on a GPU"
             raise BnnumbaTypeError(msg)
         array = library.enter(argument, value)
+    elif isinstance(value, np.ma.MaskedArray):
+        array = NUMPY.enter(argument, value)  # raises
     else:
         try:
             array = np.asarray(value)

@@ -159,7 +159,7 @@ def cases():
 
     one = {"x": lambda: x()[:1, :, :1]}
     for function in ("batch_norm_training", "batch_norm"):
-        yield function, "one_value", one, VALUE, ["correction", "1", "running_var"]
+        yield function, "one_value", one, VALUE, ["running_var", "more than 1", "got 1"]
     big = {"correction": lambda: 18}
     yield "batch_norm_training", "correction_is_count", big, VALUE, ["correction", "18"]
     yield "update_running", "correction_is_count", big, VALUE, ["correction", "18"]
@@ -303,6 +303,13 @@ CLASSES = [
     ("update_list", lambda: bn.RunningMoments(C).update([[1.0]]), TYPE, "np.asarray"),
     ("update_axis", lambda: bn.RunningMoments(C).update(x(), axis=3), VALUE, "axis"),
     ("merge_size", lambda: bn.RunningMoments(C).merge(bn.RunningMoments(5)), VALUE, "5"),
+    (
+        "masked_mean",
+        lambda: bn.Moments(3, np.ma.masked_array([1.0, 2.0], [1, 0]), x()),
+        TYPE,
+        "mask",
+    ),
+    ("layer_dtype", lambda: bn.BatchNorm(C, dtype="cheese"), TYPE, "dtype"),
     ("merge_kind", lambda: bn.RunningMoments(C).merge(x()), TYPE, "ndarray"),
     ("moments_size", lambda: bn.moments(x()).merge(bn.moments(x()[:, :2])), VALUE, "2"),
     ("moments_kind", lambda: bn.moments(x()).merge(3), TYPE, "int"),

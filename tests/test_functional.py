@@ -491,3 +491,33 @@ def test_with_momentum_1_running_statistics_are_the_batchs_own(scale):
     m = bn.moments(x)
     assert same_bits(mean, m.mean)
     assert same_bits(var, m.var(1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("eps", [1e-40, 1e-80, 1e-300, 5e-324])
+def test_a_constant_channel_gives_the_bias_for_any_eps(eps, dtype):
+    x, bias = np.full((5, 2, 9), 3.25, dtype), np.array([0.5, -2], dtype)
+    y, saved = bn.batch_norm_training(x, np.array([2, -3], dtype), bias, eps=eps)
+    assert (y == bias[:, None]).all()
+    gradients = bn.batch_norm_backward(np.zeros_like(x), saved)
+    assert not gradients.x.any()
+
+
+def test_an_out_between_the_rows_of_x_does_not_spoil_the_backward_pass():
+    both = normal((8, 6, 10))
+    x, out = both[:, ::2], both[:, 1::2]
+    kept = x.copy()
+    _, saved = bn.batch_norm_training(x, out=out)
+    dx = bn.batch_norm_backward(np.ones_like(x), saved).x
+    assert same_bits(x, kept)
+    _, saved = bn.batch_norm_training(kept)
+    assert same_bits(dx, bn.batch_norm_backward(np.ones_like(x), saved).x)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_an_out_over_a_parameter_that_is_converted_is_an_error(name):
+    out = np.zeros((8, 3), np.float32)
+    parameters = {"weight": np.zeros(3), "bias": np.zeros(3), name: out[0]}
+    with pytest.raises(bn.BnnumbaValueError, match=f"out: must not overlap {name}"):
+        bn.batch_norm_training(normal((8, 3)), out=out, **parameters)
+    assert not out.any()

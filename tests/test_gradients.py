@@ -1,5 +1,8 @@
 """Gradients against finite differences of bnnumba's own forward pass, in float64."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from support import normal, parameters
@@ -73,3 +76,30 @@ def test_a_constant_channel_with_no_eps_has_no_gradient():
     gradients = bn.batch_norm_backward(normal(x.shape, np.float64), saved)
     assert (gradients.x == 0).all()
     assert (gradients.weight == 0).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [(1_000_000, 2), (1_000_000, 1), (32, 1, 200, 200), (64, 3, 5000)]
+)
+def test_long_sums_of_one_gradient_do_not_drift(shape):
+    # As of a mean loss, with float64's every digit in use: each addition rounds the same way.
+    x, dy = normal(shape, np.float64), np.full(shape, 0.1)
+    _, saved = bn.batch_norm_training(x, np.ones(shape[1]))
+    gradients = bn.batch_norm_backward(dy, saved)
+    expected = float(Fraction(0.1) * (x.size // shape[1]))
+    np.testing.assert_allclose(gradients.bias, expected, rtol=16 * 2.0**-52)
+    assert abs(gradients.x).max() < 16 * 2.0**-52
+
+
+@pytest.mark.parametrize("place", [0, -1, 7])
+@pytest.mark.parametrize("shape", [(1_000_000, 1), (100_000, 9), (20, 3, 5000)])
+def test_an_outlier_does_not_cost_the_mean_its_digits(shape, place):
+    x = normal(shape, np.float64)
+    x[place] += 1e6 * (np.arange(x[place].size) == 0).reshape(x[place].shape)
+    mean = bn.moments(x).mean
+    expected = np.moveaxis(x, 1, 0).reshape(shape[1], -1)
+    expected = np.array([math.fsum(row) / row.size for row in expected])
+    # As good as the sum of a chunk that holds the outlier allows.
+    chunk = 2048 if x.ndim == 2 else 16384
+    limit = 2.0**-52 * (abs(expected) + 1e6 * chunk / (x.size // shape[1]))
+    assert (abs(mean - expected) < limit).all(), abs(mean - expected) / limit

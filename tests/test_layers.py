@@ -1,5 +1,6 @@
 """BatchNorm, the layer: parameters, running statistics, forward, backward, state."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -257,3 +258,30 @@ def test_a_layer_says_what_it_is():
     text = repr(bn.BatchNorm(4, eps=0.25, momentum=None, affine=False))
     for part in ("BatchNorm", "4", "0.25", "None", "False"):
         assert part in text
+
+
+def test_a_layer_says_which_correction_it_has():
+    keras, tf_fused = (bn.CONVENTIONS[name].options() for name in ("keras", "tf_fused"))
+    assert repr(bn.BatchNorm(4, **keras)) != repr(bn.BatchNorm(4, **tf_fused))
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))]
+)
+def test_a_copy_of_a_layer_leaves_the_last_batch_out(copied):
+    layer = affine_layer()
+    layer(normal((30, 4, 50)))
+    assert len(pickle.dumps(layer)) < 4000
+    other = copied(layer)
+    for name, value in layer.state_dict().items():
+        assert same_bits(value, other.state_dict()[name]), name
+    with pytest.raises(bn.BnnumbaError, match="forward"):
+        other.backward(normal((30, 4, 50)))
+    layer.backward(normal((30, 4, 50)))
+
+
+def test_running_statistics_that_do_not_fit_are_named():
+    layer = affine_layer().eval()
+    layer.running_mean = None
+    with pytest.raises(bn.BnnumbaError, match="running_mean: "):
+        layer(normal((3, 4, 5)))

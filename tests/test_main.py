@@ -32,6 +32,13 @@ def test_info_says_what_a_bug_report_needs():
         assert word in text
 
 
+def test_info_works_where_no_threading_layer_can_be_used(monkeypatch):
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", "no such layer")
+    process = main("info")
+    assert process.returncode == 0, process.stderr
+    assert "none can be used" in process.stdout
+
+
 @pytest.mark.slow
 def test_warmup_shows_progress_and_leaves_nothing_to_compile():
     process = main("warmup")

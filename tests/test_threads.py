@@ -1,10 +1,11 @@
 """Callers that bring their own threads and processes: no abort, and right results."""
 
+import signal
 import sys
 
 import numba
 import pytest
-from support import THREADING_LAYERS, run_with_layer
+from support import THREADING_LAYERS, run_python, run_with_layer
 
 HAMMER = """
 import sys
@@ -236,3 +237,67 @@ def test_the_users_number_of_threads_is_left_alone():
         numba.set_num_threads(before)
     workload.check(workload.LARGE[1:2], workload.FLOATS[:1])
     assert numba.get_num_threads() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.01, 0.1])
+@pytest.mark.parametrize("rows", [4, 400_000])
+@pytest.mark.parametrize("cache", ["empty", "warm"])
+def test_a_fork_while_another_thread_makes_its_first_call(tmp_path, cache, rows, delay):
+    code = """
+    import os
+    import signal
+    import sys
+    import threading
+    import time
+
+    import numpy as np
+
+    import bnnumba as bn
+
+    rows, delay = int(sys.argv[1]), float(sys.argv[2])
+    x = np.ones((rows, 3), np.float32)
+    thread = threading.Thread(target=bn.moments, args=(x,))
+    thread.start()
+    time.sleep(delay)
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        os._exit(bn.moments(x).count != rows)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+    """
+    env = {"NUMBA_CACHE_DIR": str(tmp_path)} if cache == "empty" else {}
+    run_python(code, rows, delay, env=env)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+@pytest.mark.parametrize("delay", [0.005, 0.02, 0.1, 0.3])
+def test_a_signal_handler_that_calls_during_a_first_call_returns(tmp_path, delay):
+    code = """
+    import faulthandler
+    import signal
+    import sys
+
+    import numpy as np
+
+    import bnnumba as bn
+
+    faulthandler.dump_traceback_later(120, exit=True)
+    x, said = np.ones((4, 3), np.float32), []
+
+    def handle(*_):
+        try:
+            said.append(bn.moments(x).count)
+        except bn.BackendError as error:
+            assert "signal handler" in str(error)
+            said.append(4)
+
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, float(sys.argv[1]))
+    assert bn.moments(x).count == 4
+    while not said:
+        pass
+    assert said == [4] and bn.moments(x).count == 4
+    """
+    run_python(code, delay, env={"NUMBA_CACHE_DIR": str(tmp_path)})

@@ -29,6 +29,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
+from numba.core.compiler_lock import global_compiler_lock
 
 __all__ = ["SIZE", "SPILL", "USUAL_L2", "USUAL_SHARE", "ZEN_4_BLOCK", "Caches", "found"]
 
@@ -63,7 +64,8 @@ def _size(index, usual):
 @lru_cache(maxsize=1)  # which takes as long as to normalize a small image
 def found():
     """Return what the steps of this CPU go by."""
-    name = llvm.get_host_cpu_name()
+    with global_compiler_lock:  # which a fork waits for: LLVM has a lock of its own
+        name = llvm.get_host_cpu_name()
     half = _size(2, USUAL_L2) // 2
     if not name.startswith("znver"):
         return Caches(half, half, USUAL_SHARE, ahead=False)

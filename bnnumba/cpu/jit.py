@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 import pathlib
 import threading
 import types
@@ -9,8 +10,11 @@ import warnings
 
 import numba
 from numba import config
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaPerformanceWarning
 from numba.extending import overload
+
+from ..errors import BackendError
 
 # nogil: other Python threads run while a kernel works.
 # error_model="numpy": a division by zero gives inf or nan as in NumPy, and no branch raises.
@@ -92,6 +96,19 @@ def kernel(function):
     return dispatcher
 
 
+# The thread that compiles, or loads compiled code.
+_compiling = None
+
+if hasattr(os, "register_at_fork"):
+    # A fork waits for whoever compiles, or asks Numba for what it has locks of its own for: the
+    # child has only the thread that forked, and would wait for the locks of others for good.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
+
+
 class Strided:
     """A compiled function that takes contiguous, strided and read-only arrays alike.
 
@@ -103,7 +120,6 @@ class Strided:
     def __init__(self, function, outputs, **options):
         self.dispatcher = _compile(function, **options)
         self._written = [name in outputs for name in inspect.signature(function).parameters]
-        self._compiling = threading.Lock()
         # Numba refuses to stop compiling before there is something compiled.
         self._call = self.dispatcher if config.DISABLE_JIT else self._compile_and_call
         if not config.DISABLE_JIT:
@@ -119,6 +135,9 @@ class Strided:
             if config.DISABLE_JIT:
                 raise
             return self._compile_and_call(*arguments)
+        except NotImplementedError as error:
+            msg = "bnnumba's kernels need the compiler: NUMBA_DISABLE_JIT must not be set"
+            raise BackendError(msg) from error
 
     def _compile_and_call(self, *arguments):
         self.compile(arguments)
@@ -130,15 +149,26 @@ class Strided:
 
     def compile(self, arguments):
         """Compile (or load from the cache) the version that takes these arguments."""
-        signature = tuple(
-            _strided(numba.typeof(argument), written)
-            for argument, written in zip(arguments, self._written, strict=True)
-        )
-        with self._compiling:
-            if signature not in self.dispatcher.overloads:
-                self.dispatcher.disable_compile(False)
-                self.dispatcher.compile(signature)
-                self.dispatcher.disable_compile()
+        global _compiling
+        if _compiling == threading.get_ident():
+            msg = (
+                "bnnumba was called by a signal handler or a finalizer while the same thread was "
+                "compiling, or loading compiled code; make the first call of each kind before"
+            )
+            raise BackendError(msg)
+        with global_compiler_lock:
+            try:
+                _compiling = threading.get_ident()
+                signature = tuple(
+                    _strided(numba.typeof(argument), written)
+                    for argument, written in zip(arguments, self._written, strict=True)
+                )
+                if signature not in self.dispatcher.overloads:
+                    self.dispatcher.disable_compile(False)
+                    self.dispatcher.compile(signature)
+                    self.dispatcher.disable_compile()
+            finally:
+                _compiling = None
         return signature
 
 

@@ -11,8 +11,8 @@ Chunks and slabs merge by Chan, Golub & LeVeque (1983).
 
 Two roundings would not average out, and are avoided. The pivot is rounded to the precision of the
 data: with all of float64's digits in it, each d would be rounded the same way. And means are kept
-relative to the channel's first value until all are merged: means at an offset of 1e7 would be
-rounded to 1e-9, and so would their differences.
+relative to a value of the channel until all are merged: means at an offset of 1e7 would be rounded
+to 1e-9, and so would their differences. It is the middle one of three, lest it be an outlier.
 
 A constant chunk has pivot = its value exactly (the pivot is a first value plus a mean difference
 from it), hence d = 0 and m2 = 0 exactly.
@@ -32,15 +32,15 @@ from .memory import (
     store_lanes,
 )
 from .plan import slab_bounds
-from .simd import blend, fma, hsum, or_zero, positive_part, rounded, splat_f64
+from .simd import blend, fma, hsum, middle, or_zero, positive_part, rounded, splat_f64
 
 # Rows of a chunk whose mean is the pivot, in the rc view.
 PIVOT_ROWS = 16
 # Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
 # loaded, added up and stored once for both (rows of 49: 17 % less time, of 16: 29 %, of 196 none).
 SHORT_ROW = 128
-# float64 numbers of workspace per channel: three vectors of 8 lanes.
-WORKSPACE = 24
+# float64 numbers of workspace per channel: four vectors of 8 lanes, of which moments take three.
+WORKSPACE = 32
 
 
 @inlined
@@ -200,7 +200,9 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
     span = (end - begin) * s - prefetch_distance(x)
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     for c in range(begin, end):
-        origin[c] = first_of(row_at(x, (0, c)), 0)
+        first, last = first_of(row_at(x, (0, c)), 0), first_of(row_at(x, (n - 1, c)), s - 1)
+        between = first_of(row_at(x, (n // 2, c)), s // 2)
+        origin[c] = max(min(first, between), min(max(first, between), last))
     count = 0
     for row0 in range(n0, n1, plan[4]):
         row1 = min(n1, row0 + plan[4])
@@ -264,7 +266,10 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     group, reach = row_group(x, end - begin, 1)
     n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
     for c in range(begin, end, 8):
-        store_lanes(origin, c, end - c, load_lanes(row_at(x, (0,)), c, end - c))
+        live = end - c
+        first, last = load_lanes(row_at(x, (0,)), c, live), load_lanes(row_at(x, (r - 1,)), c, live)
+        between = load_lanes(row_at(x, (r // 2,)), c, live)
+        store_lanes(origin, c, live, middle(first, between, last))
     count = 0
     for row0 in range(n0, n1, plan[4]):
         row1 = min(n1, row0 + plan[4])

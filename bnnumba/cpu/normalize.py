@@ -23,7 +23,7 @@ from .memory import (
     unaligned,
 )
 from .plan import slab_bounds
-from .simd import blend, fma, inverse_root, lanes, rounded, splat, splat_f64
+from .simd import blend, bounded, fma, inverse_root, lanes, rounded, splat, splat_f64
 
 
 @inlined
@@ -55,6 +55,7 @@ def normalize_coefficients(begin, end, mean, invstd, weight, bias, coefs):
         scale = invstd[c]
         if weight.size:
             scale *= weight[c]
+        scale = bounded(coefs, scale)
         center = rounded(coefs, mean[c])
         shift = -(mean[c] - center) * scale
         if bias.size:

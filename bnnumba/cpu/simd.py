@@ -247,6 +247,37 @@ def rounded(typingctx, array, scalar):
 
 
 @intrinsic
+def bounded(typingctx, array, scalar):
+    """Return a float64 scalar, or where only float64 has room for it the largest float32.
+
+    Where `array` has elements of float32, that is: times 0, infinity would be NaN.
+    """
+    single = array.dtype == types.float32
+
+    def codegen(context, builder, sig, args):
+        value = args[1]
+        if not single:
+            return value
+
+        def constant(number):
+            return ir.Constant(DOUBLE, number)
+
+        largest = 3.4028234663852886e38
+        above = builder.and_(
+            builder.fcmp_ordered(">", value, constant(largest)),
+            builder.fcmp_ordered("<", value, constant(float("inf"))),
+        )
+        below = builder.and_(
+            builder.fcmp_ordered("<", value, constant(-largest)),
+            builder.fcmp_ordered(">", value, constant(float("-inf"))),
+        )
+        value = builder.select(above, constant(largest), value)
+        return builder.select(below, constant(-largest), value)
+
+    return types.float64(array, types.float64), codegen
+
+
+@intrinsic
 def splat_f64(typingctx, scalar):
     """Return 8 lanes of one float64 scalar."""
 
@@ -294,6 +325,22 @@ def positive_part(typingctx, value):
         return builder.select(builder.fcmp_ordered("<", args[0], zero), zero, args[0])
 
     return value(value), codegen
+
+
+@intrinsic
+def middle(typingctx, a, b, c):
+    """Return the middle one of three, lane by lane."""
+
+    def codegen(context, builder, sig, args):
+        def less(u, v):
+            return builder.fcmp_ordered("<", u, v)
+
+        a, b, c = args
+        low, high = builder.select(less(b, a), b, a), builder.select(less(b, a), a, b)
+        at_most = builder.select(less(high, c), high, c)
+        return builder.select(less(at_most, low), low, at_most)
+
+    return a(a, b, c), codegen
 
 
 @intrinsic

@@ -9,6 +9,7 @@ import os
 import threading
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel as numba_parallel
 
 _region = threading.Lock()
@@ -56,4 +57,5 @@ def count():
         return 1
     if getattr(numba_parallel, "_is_initialized", False):
         return numba_parallel._get_num_threads()
-    return numba.get_num_threads()
+    with global_compiler_lock:  # which a fork waits for: this starts threads
+        return numba.get_num_threads()

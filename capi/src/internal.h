@@ -122,7 +122,7 @@ bnnumba_status bn_check_overlap(const spans *all);
 
 /* --- memory ---------------------------------------------------------------------------------- */
 
-enum { CACHE_LINE = 64, SMALL_WORKSPACE = 328 };
+enum { CACHE_LINE = 64, SMALL_WORKSPACE = 416 };
 
 /* A workspace of doubles from one allocation, handed out from front to back. */
 typedef struct workspace {
