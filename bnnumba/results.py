@@ -132,7 +132,15 @@ def check_moments(argument: str, value: Any, channels: int | None = None) -> Non
 
 
 class Gradients(NamedTuple):
-    """What :func:`batch_norm_backward` returns."""
+    """What :func:`batch_norm_backward` returns.
+
+    Attributes
+    ----------
+    x : array
+        The gradient of the input, like it.
+    weight, bias : array, shape (C,)
+        The gradients of the parameters.
+    """
 
     x: Array
     weight: Array
