@@ -402,6 +402,20 @@ def versions(machine):
     return found
 
 
+def save(machine, rows, host, into):
+    """Write what there is to a directory, unless that is None, and return the report."""
+    result = {
+        "device": machine.name, "versions": versions(machine), "summary": summary(rows),
+        "overhead": host, "rows": rows,
+    }  # fmt: skip
+    report = markdown(result)
+    if into is not None:
+        into.mkdir(parents=True, exist_ok=True)
+        (into / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+        (into / "gpu.md").write_text(report)
+    return report
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--into", type=pathlib.Path, help="directory of the report")
@@ -424,6 +438,7 @@ def main():
     if arguments.plans:
         plans(machine, cases, 0.05)
         return 0
+    into = arguments.into or (None if machine.dry else _ROOT / "docs" / "benchmarks")
     rows, end = [], time.monotonic() + arguments.seconds
     todo = list(itertools.product(cases, ("ncs", "rc"), (torch.float32, torch.bfloat16), OPS))
     for number, (shape, layout, dtype, op) in enumerate(todo):
@@ -431,19 +446,15 @@ def main():
             print(f"{len(todo) - number} of {len(todo)} cases are left out: no time")
             break
         extra = shape == cases[1] and dtype == torch.float32  # compiling takes long
-        row = race(machine, shape, layout, dtype, op, 0.03, extra)
+        try:
+            row = race(machine, shape, layout, dtype, op, 0.03, extra)
+        except Exception as problem:  # most likely no memory
+            print(f"left out: {op} {layout} {dtype} {shape}: {problem}", flush=True)
+            continue
         rows.append(row)
         print(json.dumps(row), flush=True)
-    result = {
-        "device": machine.name, "versions": versions(machine), "summary": summary(rows),
-        "overhead": overhead(machine), "rows": rows,
-    }  # fmt: skip
-    into = arguments.into or (None if machine.dry else _ROOT / "docs" / "benchmarks")
-    report = markdown(result)
-    if into is not None:
-        into.mkdir(parents=True, exist_ok=True)
-        (into / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
-        (into / "gpu.md").write_text(report)
+        save(machine, rows, {}, into)  # lest all is lost if the time runs out
+    report = save(machine, rows, overhead(machine), into)
     print(report)
     lacking = [row for row in rows if "bnnumba" not in row["seconds"]]
     for row in lacking:

@@ -79,13 +79,16 @@ def _moments_of(call: Call, stats: Any, count: int) -> Moments:
 
 
 def _here(x: Any, **others: Any) -> None:
-    """Raise unless all arrays are on the device of x."""
-    for name, array in others.items():
-        if array is not None and array.device != x.device:
+    """Raise unless all arrays are on the device of x; wait for the streams that they name."""
+    given = {name: array for name, array in others.items() if array is not None}
+    for name, array in given.items():
+        if array.device != x.device:
             msg = (
                 f"{name}: expected an array on GPU {x.device}, as x, got one on GPU {array.device}"
             )
             raise BnnumbaTypeError(msg)
+    for stream in {array.stream for array in given.values()} - {None, x.stream}:
+        device(x.device).follow(x.stream or 0, stream)
 
 
 def _channels(library: Any, x: Any, channels: int, **named: Array | None) -> list[Any]:

@@ -76,7 +76,7 @@ class CuPy(Adapter):
 
         self.cupy, self.kind = cupy, cupy.ndarray
         try:
-            cupy.zeros(1, BFLOAT16)
+            cupy.asarray(np.zeros(1, BFLOAT16))  # zeros() of CuPy 13 takes any dtype
         except (TypeError, ValueError):
             self.dtypes = self.dtypes[:3]
 

@@ -65,6 +65,27 @@ def test_work_goes_to_the_stream_of_the_array(launches, stream, handle):
     assert launches == [handle, handle]
 
 
+def test_the_stream_of_x_waits_for_those_of_the_other_arrays(monkeypatch):
+    followed = []
+    monkeypatch.setattr(
+        driver._Simulated, "follow", lambda self, stream, other: followed.append((stream, other))
+    )
+    x, dy, weight, out = (StandIn(normal((4, 6, 6))) for _ in range(4))
+    weight = StandIn(np.ones(6, np.float32))
+    x.stream, dy.stream, weight.stream, out.stream = 7, 8, 7, None
+    _, saved = bn.batch_norm_training(x, weight, out=out)
+    assert followed == []
+    bn.batch_norm_backward(dy, saved)
+    assert followed == [(7, 8)]
+
+
+def test_an_array_that_is_not_aligned_is_an_error():
+    room = np.zeros(4 * 72 + 1, np.uint8)
+    x = StandIn(room[1:].view(np.float32).reshape(4, 6, 3))
+    with pytest.raises(bn.BnnumbaValueError, match="x: expected an array that is aligned"):
+        bn.moments(x)
+
+
 def test_a_capsule_is_asked_for_on_the_stream_that_is_worked_on(launches):
     x = Capsule(normal((4, 6, 6)))
     bn.batch_norm_training(x)

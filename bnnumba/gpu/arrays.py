@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..errors import BackendError, BnnumbaTypeError
+from ..errors import BackendError, BnnumbaTypeError, BnnumbaValueError
 from . import dlpack, driver
 from .jit import SIMULATED
 
@@ -64,15 +64,29 @@ class DeviceArray:
         """Return the array with its axes in another order; its owner keeps theirs."""
         shape = tuple(self.shape[a] for a in order)
         strides = tuple(self.strides[a] for a in order)
-        return DeviceArray(self.owner, self.address, shape, strides, self.dtype, self.device)
+        return DeviceArray(
+            self.owner, self.address, shape, strides, self.dtype, self.device, stream=self.stream
+        )
 
     def row(self, number):
         """Return a row of a contiguous array of two dimensions."""
         address = self.address + number * self.strides[0]
         owner = self.owner[number]
         return DeviceArray(
-            owner, address, self.shape[1:], self.strides[1:], self.dtype, self.device
+            owner, address, self.shape[1:], self.strides[1:], self.dtype, self.device,
+            stream=self.stream,
+        )  # fmt: skip
+
+
+def aligned(argument, array):
+    """Return an array whose elements a GPU can read; to read others stops all of the process."""
+    if not array.aligned and array.size:
+        msg = (
+            f"{argument}: expected an array that is aligned to its elements of {array.itemsize} "
+            "bytes; make a copy of it"
         )
+        raise BnnumbaValueError(msg)
+    return array
 
 
 class _Shadow:
@@ -107,11 +121,11 @@ class DeviceLibrary:
     def look(self, argument, array):
         """Return what an array of this library is, or raise."""
         if hasattr(array, "__cuda_array_interface__"):
-            return self._interface(array)
+            return aligned(argument, self._interface(array))
         if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
             kind, device = (int(n) for n in array.__dlpack_device__())
             if kind == dlpack.CUDA:
-                return DeviceArray(*dlpack.look(array), device)
+                return aligned(argument, DeviceArray(*dlpack.look(array), device))
         raise self.foreign(argument, array)
 
     def _interface(self, array):
@@ -146,7 +160,8 @@ class DeviceLibrary:
     def empty(self, shape, dtype, like):
         """Return a new contiguous array on the device of `like`."""
         if self.namespace is None:
-            return NUMBA.look("out", driver.new_array(shape, dtype, like.device))
+            made = driver.new_array(shape, dtype, like.device, like.stream or 0)
+            return NUMBA.look("out", made)
         wanted = getattr(self.namespace, dtype.name)
         made = self.namespace.empty(shape, dtype=wanted, device=like.owner.device)
         return self.look("out", made)
@@ -161,9 +176,10 @@ class _CuPy(DeviceLibrary):
         cupy = sys.modules["cupy"]
         if not isinstance(array, cupy.ndarray):
             raise self.foreign(argument, array)
-        return DeviceArray(
+        found = DeviceArray(
             array, array.data.ptr, array.shape, array.strides, array.dtype, array.data.device_id
         )
+        return aligned(argument, found)
 
     def stream(self, array):
         return sys.modules["cupy"].cuda.get_current_stream(array.device).ptr
@@ -187,8 +203,8 @@ class _Torch(DeviceLibrary):
     def _dtypes(self):
         torch = sys.modules["torch"]
         names = ("float32", "float64", "float16")
-        self.dtypes = {getattr(torch, name): np.dtype(name) for name in names}
-        self.dtypes[torch.bfloat16] = _BFLOAT16
+        known = {getattr(torch, name): np.dtype(name) for name in names}
+        return {**known, torch.bfloat16: _BFLOAT16}
 
     def look(self, argument, array):
         torch = sys.modules["torch"]
@@ -203,8 +219,11 @@ class _Torch(DeviceLibrary):
         if array.layout != torch.strided:
             msg = f"{argument}: expected a dense tensor, got layout {array.layout}"
             raise BnnumbaTypeError(msg)
+        if array.is_neg():
+            msg = f"{argument}: expected a tensor as it stands; pass tensor.resolve_neg()"
+            raise BnnumbaTypeError(msg)
         if not self.dtypes:
-            self._dtypes()
+            self.dtypes = self._dtypes()
         dtype = self.dtypes.get(array.dtype)
         if dtype is None:
             msg = (

@@ -73,16 +73,21 @@ class _Loaded:
         self.lock = threading.Lock()
 
 
+def _start():
+    """Start the driver, unless that is done."""
+    try:
+        _check(cuda.cuInit(0))
+    except RuntimeError as error:  # also what the bindings raise where there is no driver
+        msg = f"x: is on a GPU, but the CUDA driver does not start: {error}"
+        raise BackendError(msg) from error
+
+
 class Device:
     """A GPU: what plans depend on, and the kernels that are loaded on it."""
 
     def __init__(self, number):
         self.number = number
-        try:
-            _check(cuda.cuInit(0))
-        except RuntimeError as error:  # also what the bindings raise where there is no driver
-            msg = f"x: is on a GPU, but the CUDA driver does not start: {error}"
-            raise BackendError(msg) from error
+        _start()
         self._handle = _check(cuda.cuDeviceGet(number))
         self._context = _check(cuda.cuDevicePrimaryCtxRetain(self._handle))
         self._address = int(self._context)
@@ -113,7 +118,7 @@ class Device:
             name, code = kernel.ptx(self.traits.capability)
             try:
                 code, _ = assemble(code, self.traits.capability)
-            except (ImportError, RuntimeError):  # no nvJitLink, bindings or library
+            except Exception:  # no nvJitLink, or an older one, whose error is no RuntimeError
                 # The driver assembles PTX that is not newer than itself.
                 code = code.encode()
             module = _check(cuda.cuModuleLoadData(code))
@@ -149,8 +154,17 @@ class Device:
         return found
 
     def write(self, array, values, stream):
-        """Copy a contiguous array of NumPy to the device."""
+        """Copy a contiguous array of NumPy to the device, and wait until it may go."""
         _check(cuda.cuMemcpyHtoDAsync(array.address, values.ctypes.data, values.nbytes, stream))
+        _check(cuda.cuStreamSynchronize(stream))
+
+    def follow(self, stream, other):
+        """Let what a stream does from now on wait for what another one has to do now."""
+        with self:
+            event = _check(cuda.cuEventCreate(cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+            _check(cuda.cuEventRecord(event, other))
+            _check(cuda.cuStreamWaitEvent(stream, event, 0))
+            _check(cuda.cuEventDestroy(event))  # once it is over
 
     def __enter__(self):
         """Make this device's context the current one, unless it is."""
@@ -186,6 +200,9 @@ class _Simulated:
     def write(self, array, values, stream):
         ctypes.memmove(array.address, values.ctypes.data, values.nbytes)
 
+    def follow(self, stream, other):
+        pass
+
     def __enter__(self):
         return self
 
@@ -213,16 +230,17 @@ def device_of(address):
     """Return the number of the device that memory belongs to."""
     if SIMULATED:
         return 0
-    device(0)  # the driver must have been started
+    _start()
     if not address:  # empty arrays have no memory
         return int(numba_cuda.get_current_device().id)
     name = cuda.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     return int(_check(cuda.cuPointerGetAttribute(name, address)))
 
 
-def new_array(shape, dtype, number):
-    """Return a new array of Numba's on a device."""
+def new_array(shape, dtype, number, stream=0):
+    """Return a new array of Numba's on a device, which names the stream that it is made on."""
     if SIMULATED:
         return numba_cuda.to_device(np.full(shape, np.nan).astype(dtype))
     with numba_cuda.gpus[number]:
-        return numba_cuda.device_array(shape, dtype)
+        on = numba_cuda.external_stream(stream) if stream else 0
+        return numba_cuda.device_array(shape, dtype, stream=on)

@@ -28,7 +28,9 @@ def join(k1, r1, m1, n1, k2, r2, m2, n2):
     """Return the moments of both: Chan's formula about the first pivot, then a nearer pivot."""
     total = n1 + n2
     share = n2 / total if total > 0 else n2
+    # No difference where one has no values: its square may overflow, and infinity * 0 is NaN.
     k1 = k1 if n1 > 0 else k2
+    k2 = k2 if n2 > 0 else k1
     delta = (k2 - k1) + (r2 - r1)
     r1 = r1 + delta * like(delta, share)
     pivot = k1 + r1
