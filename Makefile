@@ -48,7 +48,7 @@ test: $(VENV)/.test.stamp ## run all tests but the largest (TEST_ARGS="-k moment
 .PHONY: gpu-test
 gpu-test: $(VENV)/.test.stamp $(VENV)/.cu13.stamp ## compile the CUDA kernels and test what drives them
 	$(BIN)/python -m pytest tests/test_gpu_compile.py tests/test_gpu_driver.py \
-	    tests/test_gpu_dispatch.py $(TEST_ARGS)
+	    tests/test_gpu_interpreted.py tests/test_gpu_dispatch.py $(TEST_ARGS)
 
 .PHONY: test-large
 test-large: $(VENV)/.test.stamp ## run the tests that need tens of gigabytes

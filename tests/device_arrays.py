@@ -1,7 +1,8 @@
 """Arrays on a GPU, or on Numba's simulator of one, made from NumPy's and back.
 
 ``BNNUMBA_TEST_DEVICE`` names the library: cupy, torch, numba, or simulator; or simulated_torch, the
-tensors that PyTorch has on the CPU, on the simulator.
+tensors that PyTorch has on the CPU, on the simulator; or interpreted, arrays in host memory that
+kernels compiled to PTX are interpreted on.
 """
 
 import os
@@ -30,6 +31,7 @@ class Adapter:
     """To a library and back, strides and all."""
 
     negative_strides = True
+    in_host_memory = False  # and so known to `bnnumba.gpu.simulator`
     dtypes = ("float32", "float64", "float16", "bfloat16")
 
     def __call__(self, array):
@@ -51,6 +53,8 @@ class Adapter:
 
 
 class Simulator(Adapter):
+    in_host_memory = True
+
     def __init__(self):
         from numba import cuda
 
@@ -157,4 +161,8 @@ def adapter():
         from device_standins import SimulatedTorch
 
         return SimulatedTorch()
+    if name == "interpreted":
+        from device_interpreted import Interpreted
+
+        return Interpreted()
     return {"cupy": CuPy, "torch": Torch, "numba": Numba, "simulator": Simulator}[name]()

@@ -32,8 +32,8 @@ LARGE = [
 
 @pytest.fixture(autouse=True)
 def nothing_registered():
-    """Let the simulator's kernels touch what a test makes, and not what earlier tests made."""
-    if SIMULATED:
+    """Let kernels in host memory touch what a test makes, and not what earlier tests made."""
+    if on.in_host_memory:
         from bnnumba.gpu import simulator
 
         simulator.MEMORY.clear()

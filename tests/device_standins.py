@@ -81,6 +81,8 @@ class Capsule:
 
 
 class SimulatedTorch(Torch):
+    in_host_memory = True
+
     """PyTorch's tensors on the CPU, which say that they are on a GPU from then on."""
 
     number = 0
