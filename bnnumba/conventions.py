@@ -70,7 +70,9 @@ class Convention:
         if theirs is not None and not 0 <= theirs <= 1:
             msg = f"momentum: expected a number from 0 to 1, got {theirs}"
             raise BnnumbaValueError(msg)
-        ours = theirs if theirs is None or self.weighs_new else round(1 - theirs, 12)
+        ours = theirs
+        if theirs is not None and not self.weighs_new:
+            ours = float(f"{1 - theirs:.15g}")  # of 0.99 it is 0.01, not 0.010000000000000009
         used = self.eps if eps is None else check_eps(eps)
         return {"momentum": ours, "eps": used, "correction": self.correction}
 

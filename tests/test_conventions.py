@@ -96,3 +96,10 @@ def test_a_wrong_value_is_named(arguments, error):
 def test_the_table_cannot_be_changed_by_accident():
     with pytest.raises(AttributeError):
         bn.CONVENTIONS["keras"].momentum = 0.5
+
+
+@pytest.mark.parametrize("momentum", [0.99, 0.9, 0.999, 1 - 1e-13, 1.0, 0.0])
+def test_the_weight_of_the_new_value_is_what_is_left_of_one(momentum):
+    ours = bn.CONVENTIONS["keras"].options(momentum=momentum)["momentum"]
+    assert ours == pytest.approx(1 - momentum, rel=1e-12)
+    assert len(repr(ours)) <= 7 or 0 < ours < 1e-12
