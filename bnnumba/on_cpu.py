@@ -278,11 +278,11 @@ def moments(library: Library, array: np.ndarray, axis: int) -> Moments:
     channels = array.shape[axis]
     stats = np.zeros((4, channels))
     if array.size == 0:
-        return Moments.with_rest(0, stats[0], stats[1], stats[3])
+        return Moments._with_rest(0, stats[0], stats[1], stats[3])
     found = candidates(array.shape, array.strides, array.itemsize, axis)
     layout = found[0] if found else nearest(array, axis)
     if not (found and array.flags.aligned):
         array = _copied(array, layout)
     (view,) = layout.views(SEEN_AS[array.dtype], array)
     cpu.collect_moments(view, 0.0, stats)
-    return Moments.with_rest(array.size // channels, stats[0], stats[1], stats[3])
+    return Moments._with_rest(array.size // channels, stats[0], stats[1], stats[3])

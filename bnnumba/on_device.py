@@ -75,7 +75,7 @@ def _moments_of(call: Call, stats: Any, count: int) -> Moments:
     with np.errstate(invalid="ignore"):
         left = (center - (mean - of_mean)) + (rest - of_mean)
     left[~np.isfinite(left)] = 0.0
-    return Moments.with_rest(count, mean, m2, left)
+    return Moments._with_rest(count, mean, m2, left)
 
 
 def _here(x: Any, **others: Any) -> None:

@@ -63,7 +63,7 @@ class Moments:
         self._rest = np.zeros(self.mean.size)
 
     @classmethod
-    def with_rest(cls, count: int, mean: np.ndarray, m2: np.ndarray, rest: np.ndarray) -> Moments:
+    def _with_rest(cls, count: int, mean: np.ndarray, m2: np.ndarray, rest: np.ndarray) -> Moments:
         """Return moments whose mean is ``mean + rest``, unchecked."""
         moments = cls.__new__(cls)
         moments.count, moments.mean, moments.m2, moments._rest = count, mean, m2, rest
@@ -71,7 +71,7 @@ class Moments:
 
     def copy(self) -> Moments:
         """Return moments with arrays of their own."""
-        return Moments.with_rest(self.count, self.mean.copy(), self.m2.copy(), self._rest.copy())
+        return Moments._with_rest(self.count, self.mean.copy(), self.m2.copy(), self._rest.copy())
 
     def var(self, correction: float = 0) -> np.ndarray:
         """Return ``m2 / (count - correction)``, NaN for no more than `correction` values."""
@@ -217,7 +217,7 @@ class Saved:
             msg = "saved: a forward pass with given statistics has no moments of the batch"
             raise BnnumbaValueError(msg)
         mean, m2, _, rest = self._stats
-        return Moments.with_rest(self.count, mean.copy(), m2.copy(), rest.copy())
+        return Moments._with_rest(self.count, mean.copy(), m2.copy(), rest.copy())
 
     def __repr__(self) -> str:
         shape = tuple(self.x.shape)
