@@ -5,8 +5,8 @@ their defaults differ. A model that was trained elsewhere keeps its meaning with
 
 >>> import bnnumba as bn
 >>> layer = bn.BatchNorm(64, **bn.CONVENTIONS["keras"].options())
->>> layer
-BatchNorm(64, eps=0.001, momentum=0.01, affine=True, track_running_stats=True, axis=1)
+>>> layer.eps, layer.momentum, layer.correction
+(0.001, 0.01, 0.0)
 
 and another momentum of theirs is converted by :meth:`Convention.options`:
 
