@@ -36,8 +36,9 @@ from .simd import blend, bounded, fma, hsum, lanes, rounded, splat, splat_f64
 # Values of a channel, and rows in the rc view, that are added up before they are added to the sums
 # of others: the rounding of one long sum goes one way where dy is the same everywhere, as that of
 # a mean loss is (float64 of 10 million rows: dbias off by 11335 units in the last place, so by 1).
+# Where a run ends depends on the rows alone, and so no sum on who does which channels.
 RUN = 2048
-RUN_ROWS = 64
+RUN_ROWS = 256
 
 
 @inlined
@@ -122,48 +123,46 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
     n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
     for at in range(0, 4 * width, 8):
         store(work, at, splat_f64(0.0))
-    rows = 0
-    for first in range(n0, n1, group):
-        last = min(n1, first + group)
-        after = min(first + reach, r - 1)
-        row_ahead, grad_ahead = row_at(x, (after,)), row_at(dy, (after,))
-        at = 0
-        line = begin
-        while at + 16 <= end - begin:
-            c = begin + at
-            k0, k1 = load_f64(mean, c), load_f64(mean, c + 8)
-            a0, a1 = load_f64(work, at), load_f64(work, at + 8)
-            q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
-            for i in range(first, last):
-                row, grad = row_at(x, (i,)), row_at(dy, (i,))
-                prefetch(row_ahead, line)
-                prefetch(grad_ahead, line)
-                line += 16
-                g0, g1 = load_f64(grad, c), load_f64(grad, c + 8)
-                a0, a1 = a0 + g0, a1 + g1
-                q0 = fma(g0, load_f64(row, c) - k0, q0)
-                q1 = fma(g1, load_f64(row, c + 8) - k1, q1)
-            store(work, at, a0)
-            store(work, at + 8, a1)
-            store(work, width + at, q0)
-            store(work, width + at + 8, q1)
-            at += 16
-        while at < width:
-            c = begin + at
-            live = end - c
-            k0 = load_lanes(mean, c, live)
-            a0, q0 = load_f64(work, at), load_f64(work, width + at)
-            for i in range(first, last):
-                g0 = load_lanes(row_at(dy, (i,)), c, live)
-                a0, q0 = a0 + g0, fma(g0, load_lanes(row_at(x, (i,)), c, live) - k0, q0)
-            store(work, at, a0)
-            store(work, width + at, q0)
-            at += 8
-        rows += last - first
-        if rows >= RUN_ROWS:
-            rows = 0
-            for at in range(0, 2 * width, 8):
-                fold(work, at, 2 * width + at)
+    for start in range(n0, n1, RUN_ROWS):
+        stop = min(n1, start + RUN_ROWS)
+        for first in range(start, stop, group):
+            last = min(stop, first + group)
+            after = min(first + reach, r - 1)
+            row_ahead, grad_ahead = row_at(x, (after,)), row_at(dy, (after,))
+            at = 0
+            line = begin
+            while at + 16 <= end - begin:
+                c = begin + at
+                k0, k1 = load_f64(mean, c), load_f64(mean, c + 8)
+                a0, a1 = load_f64(work, at), load_f64(work, at + 8)
+                q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
+                for i in range(first, last):
+                    row, grad = row_at(x, (i,)), row_at(dy, (i,))
+                    prefetch(row_ahead, line)
+                    prefetch(grad_ahead, line)
+                    line += 16
+                    g0, g1 = load_f64(grad, c), load_f64(grad, c + 8)
+                    a0, a1 = a0 + g0, a1 + g1
+                    q0 = fma(g0, load_f64(row, c) - k0, q0)
+                    q1 = fma(g1, load_f64(row, c + 8) - k1, q1)
+                store(work, at, a0)
+                store(work, at + 8, a1)
+                store(work, width + at, q0)
+                store(work, width + at + 8, q1)
+                at += 16
+            while at < width:
+                c = begin + at
+                live = end - c
+                k0 = load_lanes(mean, c, live)
+                a0, q0 = load_f64(work, at), load_f64(work, width + at)
+                for i in range(first, last):
+                    g0 = load_lanes(row_at(dy, (i,)), c, live)
+                    a0, q0 = a0 + g0, fma(g0, load_lanes(row_at(x, (i,)), c, live) - k0, q0)
+                store(work, at, a0)
+                store(work, width + at, q0)
+                at += 8
+        for at in range(0, 2 * width, 8):
+            fold(work, at, 2 * width + at)
     for c in range(begin, end):
         at = c - begin
         sum_dy[c] = work[at] + work[2 * width + at]
