@@ -1,9 +1,10 @@
 """The same bits from every run, number of threads, and driver."""
 
 import numba
+import numpy as np
 import pytest
 import workload
-from support import THREADING_LAYERS, run_python, run_with_layer, same_bits
+from support import THREADING_LAYERS, normal, run_python, run_with_layer, same_bits
 
 from bnnumba import cpu
 from bnnumba.cpu import caches
@@ -102,3 +103,18 @@ def test_bits_do_not_depend_on_where_in_memory_an_array_begins(shape, axis, shif
     got = workload.compute(moved(x), moved(dy), *rest, axis)
     for a, b in zip(got, expected, strict=True):
         assert same_bits(a, b)
+
+
+def test_gradient_sums_do_not_depend_on_how_many_channels_are_taken_at_a_time(monkeypatch):
+    x, dy = (normal((30_000, 300), np.float64, seed=seed) for seed in (1, 2))
+    none, found = np.empty(0), []
+    stats = cpu.forward(x, none, none, 1e-5, np.empty_like(x))
+    for block in (300, 100, 16):
+        monkeypatch.setattr(cpu, "_split_block", lambda *arguments, block=block: block)
+        cpu._choose.cache_clear()
+        sums = np.empty((2, 300))
+        cpu.backward_reduce(x, dy, stats[0], stats[2], sums, np.empty(300), np.empty(300))
+        found.append(sums)
+    cpu._choose.cache_clear()
+    for sums in found[1:]:
+        assert same_bits(sums, found[0])
