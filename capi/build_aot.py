@@ -43,7 +43,8 @@ def write_header(path: Path, levels: list[str]) -> None:
         "USUAL_SHARE": caches.USUAL_SHARE,
         "ZEN_4_BLOCK": caches.ZEN_4_BLOCK,
         "SPILL": caches.SPILL,
-        "WORKSPACE": moments.WORKSPACE,
+        "WORKSPACE_NCS": moments.WORKSPACE_NCS,
+        "WORKSPACE_RC": moments.WORKSPACE_RC,
         "PARTIAL_ROWS": entries.PARTIAL_ROWS,
         "REPEATED": memory.REPEATED,
     }

@@ -105,6 +105,29 @@ def test_bits_do_not_depend_on_where_in_memory_an_array_begins(shape, axis, shif
         assert same_bits(a, b)
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["cached", "streamed"])
+@pytest.mark.parametrize(
+    ("rows", "channels"), [(3, 2049), (9, 2500), (70, 4101), (37, 8192), (6, 20_005)]
+)
+def test_bits_of_wide_rows_are_those_of_narrow_ones(rows, channels, streaming, dtype, monkeypatch):
+    shared = 0 if streaming else 1 << 62
+    found = caches.Caches(1 << 19, 1 << 19, shared, ahead=True)
+    monkeypatch.setattr(caches, "found", lambda: found)
+    x, dy, *parameters = workload.inputs((rows, channels), 1, dtype)
+    try:
+        cpu._choose.cache_clear()
+        whole = workload.compute(x, dy, *parameters, 1)
+        for begin in range(0, channels, 1000):
+            some = slice(begin, begin + 1000)
+            got = workload.compute(
+                x[:, some], dy[:, some], *(parameter[some] for parameter in parameters), 1
+            )
+            for a, b in zip(got, whole, strict=True):
+                assert same_bits(a, b[..., some])
+    finally:
+        cpu._choose.cache_clear()
+
+
 def test_gradient_sums_do_not_depend_on_how_many_channels_are_taken_at_a_time(monkeypatch):
     x, dy = (normal((30_000, 300), np.float64, seed=seed) for seed in (1, 2))
     none, found = np.empty(0), []

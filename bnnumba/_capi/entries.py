@@ -139,6 +139,7 @@ def _partial(job):
 
 def _data_entries(kind, size, precision, rank):
     """Return the entries that read and write data of one dtype in one view."""
+    per_channel = moments.WORKSPACE_NCS if rank == 3 else moments.WORKSPACE_RC
     if rank == 3:
 
         @_inlined
@@ -156,7 +157,8 @@ def _data_entries(kind, size, precision, rank):
 
     @_inlined
     def scratch(job, work):
-        return _dense(types.float64, _address(work), (job.block * moments.WORKSPACE,))
+        size = (job.block + 7) // 8 * 8 * per_channel
+        return _dense(types.float64, _address(work), (size,))
 
     def choose(begin, end, pointer, work):
         # `begin` is the kind of step (`bnnumba.cpu`), `end` the number of threads.

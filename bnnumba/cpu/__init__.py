@@ -35,7 +35,7 @@ __all__ = [
 PARALLEL_SIZE = 131072
 # Channels per block at most: their accumulators must stay close, in the ncs view as three vectors
 # of eight each, in the rc view as three numbers.
-BLOCK_NCS, BLOCK_RC = 64, 2048
+BLOCK_NCS, BLOCK_RC = 64, 16384
 # What a step is: two sweeps over each block of channels; sums over slabs, for its next step; or one
 # that needs no sum, for which rows of any number of channels are one run.
 FUSED, SUMS, WRITES = 0, 1, 2

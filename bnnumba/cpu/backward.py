@@ -28,7 +28,7 @@ from .memory import (
     stream,
     unaligned,
 )
-from .moments import WORKSPACE, next_sweep, row_group
+from .moments import WORKSPACE_NCS, next_sweep, row_group
 from .normalize import repeat_first, side_by_side, store_live
 from .plan import slab_bounds
 from .simd import blend, bounded, fma, hsum, lanes, rounded, splat, splat_f64
@@ -91,14 +91,14 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
     span = (end - begin) * s - prefetch_distance(x)
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     for c in range(begin, end):
-        for at in range((c - begin) * WORKSPACE, (c - begin) * WORKSPACE + 32, 8):
+        for at in range((c - begin) * WORKSPACE_NCS, (c - begin) * WORKSPACE_NCS + 32, 8):
             store(work, at, zero)
     together = max(1, RUN // (s1 - s0))
     for i in range(n0, n1):
         row_ahead = next_sweep(x, i + 1, begin, end)
         grad_ahead = next_sweep(dy, i + 1, begin, end)
         for c in range(begin, end):
-            at = (c - begin) * WORKSPACE
+            at = (c - begin) * WORKSPACE_NCS
             turn = span - (c - begin) * s
             row, grad = row_at(x, (i, c)), row_at(dy, (i, c))
             for first in range(s0, s1, RUN):
@@ -110,16 +110,42 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
                     fold(work, at, at + 16)
                     fold(work, at + 8, at + 24)
     for c in range(begin, end):
-        at = (c - begin) * WORKSPACE
+        at = (c - begin) * WORKSPACE_NCS
         sum_dy[c] = hsum(load_f64(work, at) + load_f64(work, at + 16))
         sum_dy_xmu[c] = hsum(load_f64(work, at + 8) + load_f64(work, at + 24))
+
+
+@inlined
+def accumulate_gradient_columns(
+    x, dy, begin, at, row0, row1, mean, row_ahead, grad_ahead, line, width, work
+):
+    """Add sum(dy) and sum(dy * (x - mean)) of 16 channels; see `accumulate_columns`."""
+    c = begin + at
+    k0, k1 = load_f64(mean, c), load_f64(mean, c + 8)
+    a0, a1 = load_f64(work, at), load_f64(work, at + 8)
+    q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
+    for i in range(row0, row1):
+        row, grad = row_at(x, (i,)), row_at(dy, (i,))
+        prefetch(row_ahead, line)
+        prefetch(grad_ahead, line)
+        line += 16
+        g0, g1 = load_f64(grad, c), load_f64(grad, c + 8)
+        a0, a1 = a0 + g0, a1 + g1
+        q0 = fma(g0, load_f64(row, c) - k0, q0)
+        q1 = fma(g1, load_f64(row, c + 8) - k1, q1)
+    store(work, at, a0)
+    store(work, at + 8, a1)
+    store(work, width + at, q0)
+    store(work, width + at + 8, q1)
+    return line
 
 
 def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
     """Write the two sums over one slab of x[r, c] for a range of channels."""
     r = x.shape[0]
     width = (end - begin + 7) // 8 * 8
-    group, reach = row_group(x, end - begin, 2)
+    vectors = (end - begin) // 16
+    group, reach, stretches = row_group(x, end - begin, 2)
     n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
     for at in range(0, 4 * width, 8):
         store(work, at, splat_f64(0.0))
@@ -127,29 +153,18 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
         stop = min(n1, start + RUN_ROWS)
         for first in range(start, stop, group):
             last = min(stop, first + group)
-            after = min(first + reach, r - 1)
-            row_ahead, grad_ahead = row_at(x, (after,)), row_at(dy, (after,))
             at = 0
-            line = begin
-            while at + 16 <= end - begin:
-                c = begin + at
-                k0, k1 = load_f64(mean, c), load_f64(mean, c + 8)
-                a0, a1 = load_f64(work, at), load_f64(work, at + 8)
-                q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
-                for i in range(first, last):
-                    row, grad = row_at(x, (i,)), row_at(dy, (i,))
-                    prefetch(row_ahead, line)
-                    prefetch(grad_ahead, line)
-                    line += 16
-                    g0, g1 = load_f64(grad, c), load_f64(grad, c + 8)
-                    a0, a1 = a0 + g0, a1 + g1
-                    q0 = fma(g0, load_f64(row, c) - k0, q0)
-                    q1 = fma(g1, load_f64(row, c + 8) - k1, q1)
-                store(work, at, a0)
-                store(work, at + 8, a1)
-                store(work, width + at, q0)
-                store(work, width + at + 8, q1)
-                at += 16
+            for k in range(stretches):
+                after = min(first + reach + k, r - 1)
+                row_ahead, grad_ahead = row_at(x, (after,)), row_at(dy, (after,))
+                line = begin
+                until = 16 * (vectors * (k + 1) // stretches)
+                while at < until:
+                    line = accumulate_gradient_columns(
+                        x, dy, begin, at, first, last, mean, row_ahead, grad_ahead, line, width,
+                        work,
+                    )  # fmt: skip
+                    at += 16
             while at < width:
                 c = begin + at
                 live = end - c

@@ -39,8 +39,15 @@ PIVOT_ROWS = 16
 # Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
 # loaded, added up and stored once for both (rows of 49: 17 % less time, of 16: 29 %, of 196 none).
 SHORT_ROW = 128
-# float64 numbers of workspace per channel: four vectors of 8 lanes, of which moments take three.
-WORKSPACE = 32
+# float64 numbers of workspace per channel, the channels padded to whole vectors: four, of which
+# moments take three; in the ncs view each has 8 lanes.
+WORKSPACE_NCS, WORKSPACE_RC = 32, 4
+
+
+@inlined
+def workspace(x, block):
+    """Return how many float64 numbers of workspace the sums of a block of channels take."""
+    return (block + 7) // 8 * 8 * (WORKSPACE_NCS if x.ndim == 3 else WORKSPACE_RC)
 
 
 @inlined
@@ -209,7 +216,7 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
         for column0 in range(s0, s1, plan[5]):
             column1 = min(s1, column0 + plan[5])
             for c in range(begin, end):
-                at = (c - begin) * WORKSPACE
+                at = (c - begin) * WORKSPACE_NCS
                 store(work, at, zero)
                 store(work, at + 8, zero)
                 work[at + 16] = pivot_of(x, c, row0, row1, column0, column1)
@@ -218,7 +225,7 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
                 ahead = next_sweep(x, i + together, begin, end)
                 other_ahead = next_sweep(x, i + together + 1, begin, end)
                 for c in range(begin, end):
-                    at = (c - begin) * WORKSPACE
+                    at = (c - begin) * WORKSPACE_NCS
                     pivot = work[at + 16]
                     turn = span - (c - begin) * s
                     row = row_at(x, (i, c))
@@ -231,7 +238,7 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
                         accumulate_row(row, column0, column1, pivot, ahead, turn, work, at)
             size = (row1 - row0) * (column1 - column0)
             for c in range(begin, end):
-                at = (c - begin) * WORKSPACE
+                at = (c - begin) * WORKSPACE_NCS
                 total = splat_f64(hsum(load_f64(work, at)))
                 square = splat_f64(hsum(load_f64(work, at + 8)))
                 pivot = splat_f64(work[at + 16] - origin[c])
@@ -241,7 +248,7 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
 
 @inlined
 def row_group(x, width, arrays):
-    """Return how many rows of x[r, c] are taken at a time, and how many rows on to prefetch.
+    """Return how many rows of x[r, c] are taken at a time, and how the next ones are prefetched.
 
     The accumulators of 16 channels stay in registers for a group of rows. Reading on from row to
     row like that is hard on the prefetchers of the hardware, so that rows of the next group or a
@@ -249,10 +256,37 @@ def row_group(x, width, arrays):
     against 40). A group further than needed would not stay in L1 (26 MB: 7 % longer), of two arrays
     least of all: 8 rows of 2048 channels took a tenth less than 4, of two arrays 4 % more. The
     compiler unrolls groups by four.
+
+    The numbers are: rows of a group; how many rows on to prefetch; and how many stretches of memory
+    those are, one where rows are taken whole, or one for each row.
     """
     distance = prefetch_distance(x)
     group = max(8 // arrays, (4 + distance // 2 // width) // 4 * 4)
-    return group, max(group, distance // width)
+    return group, max(group, distance // width), 1 if width == x.shape[1] else group
+
+
+@inlined
+def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
+    """Add sum(d) and sum(d^2) of some rows of 16 channels to their lanes of `work`.
+
+    They are the channels from ``begin + at`` on. A line from `ahead` is fetched for each row.
+    """
+    c = begin + at
+    k0, k1 = load_f64(work, 2 * width + at), load_f64(work, 2 * width + at + 8)
+    a0, a1 = load_f64(work, at), load_f64(work, at + 8)
+    q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
+    for i in range(row0, row1):
+        row = row_at(x, (i,))
+        prefetch(ahead, line)
+        line += 16
+        d0, d1 = load_f64(row, c) - k0, load_f64(row, c + 8) - k1
+        a0, a1 = a0 + d0, a1 + d1
+        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+    store(work, at, a0)
+    store(work, at + 8, a1)
+    store(work, width + at, q0)
+    store(work, width + at + 8, q1)
+    return line
 
 
 def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
@@ -263,7 +297,8 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     r = x.shape[0]
     width = (end - begin + 7) // 8 * 8
     zero = splat_f64(0.0)
-    group, reach = row_group(x, end - begin, 1)
+    vectors = (end - begin) // 16
+    group, reach, stretches = row_group(x, end - begin, 1)
     n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
     for c in range(begin, end, 8):
         live = end - c
@@ -287,26 +322,16 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
             work[at] = rounded(x, work[at])
         for first_row in range(row0, row1, group):
             last_row = min(row1, first_row + group)
-            ahead = row_at(x, (min(first_row + reach, r - 1),))
             at = 0
-            line = begin
-            while at + 16 <= end - begin:
-                c = begin + at
-                k0, k1 = load_f64(work, 2 * width + at), load_f64(work, 2 * width + at + 8)
-                a0, a1 = load_f64(work, at), load_f64(work, at + 8)
-                q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
-                for i in range(first_row, last_row):
-                    row = row_at(x, (i,))
-                    prefetch(ahead, line)
-                    line += 16
-                    d0, d1 = load_f64(row, c) - k0, load_f64(row, c + 8) - k1
-                    a0, a1 = a0 + d0, a1 + d1
-                    q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
-                store(work, at, a0)
-                store(work, at + 8, a1)
-                store(work, width + at, q0)
-                store(work, width + at + 8, q1)
-                at += 16
+            for k in range(stretches):
+                ahead = row_at(x, (min(first_row + reach + k, r - 1),))
+                line = begin
+                until = 16 * (vectors * (k + 1) // stretches)
+                while at < until:
+                    line = accumulate_columns(
+                        x, begin, at, first_row, last_row, ahead, line, width, work
+                    )
+                    at += 16
             while at < width:
                 live = end - begin - at
                 k0 = load_f64(work, 2 * width + at)

@@ -25,6 +25,12 @@ from .memory import (
 from .plan import slab_bounds
 from .simd import blend, bounded, fma, inverse_root, lanes, rounded, splat, splat_f64
 
+# Channels of a row in the rc view above which rows are written four at a time: the coefficients of
+# more would not stay in L1 from row to row.
+WIDE = 2048
+# Elements of a row, of four, between a prefetch and its use.
+NEAR = 256
+
 
 @inlined
 def inverse_std(var, eps):
@@ -198,10 +204,53 @@ def normalize_run(row, out, begin, size, coefs, streaming, reach):
         store_part(out, i, end - i, fma(v, load(scales, c), load(shifts, c)))
 
 
+@inlined
+def normalize_part(row, out, i, live, centers, scales, shifts):
+    """Write the first `live` lanes of a vector of channels from i on."""
+    v = load_part(row, i, live) - load(centers, i)
+    store_part(out, i, live, fma(v, load(scales, i), load(shifts, i)))
+
+
+@inlined
+def normalize_vector(row, out, i, centers, scales, shifts, streaming):
+    """Write a vector of channels from i on, and fetch what is some vectors further on."""
+    prefetch(row, i + NEAR)
+    v = load(row, i) - load(centers, i)
+    store_live(out, i, lanes(row), fma(v, load(scales, i), load(shifts, i)), streaming)
+
+
+@inlined
+def normalize_wide_rows(x, i, begin, end, coefs, y, streaming):
+    """Normalize four rows from x[i] on side by side, so that they share reads of coefficients."""
+    centers, scales, shifts = row_at(coefs, (0,)), row_at(coefs, (1,)), row_at(coefs, (2,))
+    x0, x1, x2, x3 = row_at(x, (i,)), row_at(x, (i + 1,)), row_at(x, (i + 2,)), row_at(x, (i + 3,))
+    y0, y1, y2, y3 = row_at(y, (i,)), row_at(y, (i + 1,)), row_at(y, (i + 2,)), row_at(y, (i + 3,))
+    i0, i1 = begin + unaligned(y0, begin), begin + unaligned(y1, begin)
+    i2, i3 = begin + unaligned(y2, begin), begin + unaligned(y3, begin)
+    step = lanes(x)
+    size = (end - max(max(i0, i1), max(i2, i3))) // step * step
+    for k in range(4):
+        row, out = row_at(x, (i + k,)), row_at(y, (i + k,))
+        first = begin + unaligned(out, begin)
+        for c in range(begin, first, step):
+            normalize_part(row, out, c, min(step, first - c), centers, scales, shifts)
+        for c in range(first + size, end, step):
+            normalize_part(row, out, c, min(step, end - c), centers, scales, shifts)
+    for offset in range(0, size, step):
+        normalize_vector(x0, y0, i0 + offset, centers, scales, shifts, streaming)
+        normalize_vector(x1, y1, i1 + offset, centers, scales, shifts, streaming)
+        normalize_vector(x2, y2, i2 + offset, centers, scales, shifts, streaming)
+        normalize_vector(x3, y3, i3 + offset, centers, scales, shifts, streaming)
+
+
 def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, streaming, ahead, reach):
     """Normalize one slab of x[r, c] for a range of channels."""
     rows, channels = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
+    if end - begin > WIDE:
+        while n0 + 4 <= n1:
+            normalize_wide_rows(x, n0, begin, end, coefs, y, streaming)
+            n0 += 4
     whole = end - begin == channels and side_by_side(x) and side_by_side(y)
     run = max(1, n1 - n0) if whole else 1
     for i in range(n0, n1, run):

@@ -12,7 +12,7 @@ from numba.extending import overload
 
 from .jit import Driver, Strided, inlined
 from .memory import REPEATED, unaligned
-from .moments import WORKSPACE
+from .moments import workspace
 from .normalize import inverse_std, write_inverse_std
 from .ranges import (
     backward_range,
@@ -64,7 +64,7 @@ def _overload_precision(x):
 def _forward(x, block, ahead, plan, weight, bias, eps, stats, y, streaming):
     partial, coefs = room(y, plan[0], 3, 3)
     for item in prange((x.shape[1] + block - 1) // block):
-        work = np.empty(block * WORKSPACE)
+        work = np.empty(workspace(x, block))
         first = np.int64(item)
         forward_range(
             first, first + 1, x, block, ahead, plan, weight, bias, eps, work, partial, coefs,
@@ -76,7 +76,7 @@ def _collect(x, block, plan, eps, stats):
     channels = x.shape[1]
     partial = np.empty((plan[0], 3, channels))
     for item in prange(plan[0] * ((channels + block - 1) // block)):
-        work = np.empty(block * WORKSPACE)
+        work = np.empty(workspace(x, block))
         first = np.int64(item)
         collect_range(first, first + 1, x, block, plan, work, partial)
     s = x.shape[2] if x.ndim == 3 else 1
@@ -109,7 +109,7 @@ def _backward(x, dy, block, ahead, plan, weight, stats, dx, dweight, dbias, stre
     partial, coefs = room(dx, plan[0] + 1, 2, 4)
     sums = partial[plan[0]]
     for item in prange((x.shape[1] + block - 1) // block):
-        work = np.empty(block * WORKSPACE)
+        work = np.empty(workspace(x, block))
         first = np.int64(item)
         backward_range(
             first, first + 1, x, dy, block, ahead, plan, weight, stats, work, partial, sums, coefs,
@@ -121,7 +121,7 @@ def _reduce(x, dy, block, plan, mean, invstd, sums, dweight, dbias):
     channels = x.shape[1]
     partial = np.empty((plan[0], 2, channels))
     for item in prange(plan[0] * ((channels + block - 1) // block)):
-        work = np.empty(block * WORKSPACE)
+        work = np.empty(workspace(x, block))
         first = np.int64(item)
         reduce_range(first, first + 1, x, dy, block, plan, mean, work, partial)
     sums_range(0, channels, plan, partial, invstd, sums, dweight, dbias)

@@ -128,7 +128,8 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, kind ho
     decide(how, r->threads, &r->j, NULL);
     if (r->j.block)
         r->items = (b->c + r->j.block - 1) / r->j.block * (how == FUSED ? 1 : r->j.slabs);
-    r->stride = how == WRITES ? 0 : r->j.block * WORKSPACE;
+    int64_t padded = (r->j.block + 7) / 8 * 8;
+    r->stride = how == WRITES ? 0 : padded * (b->rc ? WORKSPACE_RC : WORKSPACE_NCS);
     return BNNUMBA_OK;
 }
 
