@@ -4,7 +4,6 @@ C validates, threads and calls the kernels; Python runs when a kernel is needed 
 and for tensors on a GPU. `register` is called by the library's start-up code.
 """
 
-import threading
 import traceback
 from typing import Any
 
@@ -44,7 +43,6 @@ def _status(error: BaseException) -> int:
 def register(ffi: Any, lib: Any) -> None:
     """Define the entry points that C calls."""
     callbacks: dict[str, Any] = {}
-    compiling = threading.Lock()
 
     def failed(_kind: type, error: BaseException, _traceback: Any) -> int | None:
         """Keep the error's text for bnnumba_last_error and return its status."""
@@ -73,10 +71,12 @@ def register(ffi: Any, lib: Any) -> None:
 
     @ffi.def_extern(error=0, onerror=failed_without_status)
     def bn_python_kernel(name):
-        from .entries import entry
+        from numba.core.compiler_lock import global_compiler_lock
 
         key = ffi.string(name).decode()
-        with compiling:
+        with global_compiler_lock:  # which os.fork waits for
+            from .entries import entry
+
             if key not in callbacks:
                 callbacks[key] = entry(key)
         return callbacks[key].address

@@ -128,10 +128,11 @@ const char *bnnumba_isa(void);
  *
  * libbnnumba does nothing here. libbnnumba_embed starts Python, which takes a second and otherwise
  * happens in the first call that needs it; that may be in any thread, and in several at once. The
- * interpreter is that of the environment, whatever PYTHONHOME, PYTHONPATH and PATH say. A program
- * that forks should call this before: a child that was forked while another thread started Python
- * gets BNNUMBA_ERROR_PYTHON. In a process that is Python itself, let go of the interpreter's lock
- * before calls into the library, as ctypes.CDLL and cffi do.
+ * interpreter is that of the environment, whatever PYTHONHOME, PYTHONPATH and PATH say. A fork waits
+ * while another thread starts Python, or compiles; it cannot where it has the interpreter's lock, as
+ * os.fork has: a child that was forked so while another thread started gets BNNUMBA_ERROR_PYTHON.
+ * In a process that is Python itself, let go of that lock before calls into the library, as
+ * ctypes.CDLL and cffi do.
  *
  * Returns BNNUMBA_OK, BNNUMBA_ERROR_UNSUPPORTED or BNNUMBA_ERROR_PYTHON.
  */

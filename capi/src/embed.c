@@ -18,10 +18,13 @@ static const char *const names[] = {
 
 static kernel *table[KERNEL_COUNT];
 static char cpu[64] = "none";
-static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 static int started;
-/* One thread is at work on it; a child that is forked meanwhile cannot go on. */
-static int busy, broken;
+/* Held by the thread that has Python at work: it starts, or compiles a kernel. */
+static pthread_mutex_t python = PTHREAD_MUTEX_INITIALIZER;
+/* Whether this thread holds it for a fork. */
+static __thread int held;
+/* This is a child that was forked while another thread started Python. */
+static int broken;
 /* What Python said when it failed; "" if it did not get that far. */
 static __thread char said[400];
 static __thread bnnumba_status said_status;
@@ -39,14 +42,34 @@ static const char *environment(void)
     return named && *named ? named : BUILT_IN;
 }
 
+/*
+ * A fork waits for the thread that has Python at work, whose locks nobody would release in the child.
+ * But who has the interpreter's lock would wait for good: the other one may need it. In a process
+ * that is Python itself os.fork waits for the compiler anyway (bnnumba/cpu/jit.py).
+ */
+static void before_fork(void)
+{
+    if (bn_interpreter_held())
+        held = pthread_mutex_trylock(&python) == 0;
+    else
+        held = pthread_mutex_lock(&python) == 0;
+}
+
+static void after_fork_in_parent(void)
+{
+    if (held)
+        pthread_mutex_unlock(&python);
+}
+
 static void after_fork_in_child(void)
 {
-    broken = busy;
+    broken = !held && !started;
+    python = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
 }
 
 __attribute__((constructor)) static void prepare_for_forks(void)
 {
-    pthread_atfork(NULL, NULL, after_fork_in_child);
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
 static bnnumba_status start(void)
@@ -78,13 +101,11 @@ bnnumba_status bnnumba_init(void)
         return bn_fail(BNNUMBA_ERROR_PYTHON,
                        "this process was forked while another thread started Python; call "
                        "bnnumba_init() before a fork");
-    pthread_mutex_lock(&starting);
-    busy = 1;
+    pthread_mutex_lock(&python);
     bnnumba_status status = started ? BNNUMBA_OK : start();
     if (status == BNNUMBA_OK)
         __atomic_store_n(&started, 1, __ATOMIC_RELEASE);
-    busy = 0;
-    pthread_mutex_unlock(&starting);
+    pthread_mutex_unlock(&python);
     return status;
 }
 
@@ -98,7 +119,9 @@ bnnumba_status bn_kernel(kernel_id id, kernel **kernel_out)
     kernel *found = __atomic_load_n(&table[id], __ATOMIC_ACQUIRE);
     if (!found) {
         TRY(bnnumba_init());
+        pthread_mutex_lock(&python);
         intptr_t address = bn_python_kernel(names[id]);
+        pthread_mutex_unlock(&python);
         if (!address)
             return BNNUMBA_ERROR_PYTHON;
         memcpy(&found, &address, sizeof found);

@@ -36,3 +36,8 @@ const char *bn_interpreter_start(const char *program)
     PyEval_SaveThread(); /* the calls that need the interpreter's lock take it by themselves */
     return NULL;
 }
+
+int bn_interpreter_held(void)
+{
+    return Py_IsInitialized() && PyGILState_Check();
+}

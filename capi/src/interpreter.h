@@ -9,4 +9,7 @@
  */
 const char *bn_interpreter_start(const char *program);
 
+/* Return whether this thread has the interpreter's lock. */
+int bn_interpreter_held(void);
+
 #endif

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -29,10 +30,34 @@ static void *busy(void *unused)
     return unused;
 }
 
+static void *first_call(void *unused)
+{
+    moments(expected);
+    return unused;
+}
+
+/* Run a child that is forked now; its exit status tells whether all went well. */
+static void run_child(int (*child)(void))
+{
+    int status;
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (!pid) {
+        alarm(60); /* a hang is a failure */
+        _exit(child());
+    }
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static int child_of_first_call(void)
+{
+    moments(found);
+    return 0;
+}
+
 static int child(void)
 {
     int64_t count;
-    alarm(60); /* a hang is a failure */
     CHECK(bnnumba_get_num_threads() == 1);
     moments(found);
     CHECK(!memcmp(found, expected, sizeof found));
@@ -48,16 +73,17 @@ int main(void)
     x = allocate(C * S * 4);
     fill(x, C * S, 11);
     CHECK_OK(bnnumba_set_num_threads(4));
-    moments(expected);
+    CHECK(!pthread_create(&thread, NULL, first_call, NULL));
+    for (int i = 0; i < 5; i++) {
+        const struct timespec pause = {.tv_nsec = i ? 50000000 : 0};
+        nanosleep(&pause, NULL);
+        run_child(child_of_first_call);
+    }
+    CHECK(!pthread_join(thread, NULL));
     CHECK_OK(bnnumba_running_create(C, &handle));
     CHECK(!pthread_create(&thread, NULL, busy, NULL));
     for (int i = 0; i < 20; i++) {
-        int status;
-        pid_t pid = fork();
-        CHECK(pid >= 0);
-        if (!pid)
-            _exit(child());
-        CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        run_child(child);
         moments(found);
         CHECK(!memcmp(found, expected, sizeof found));
     }
