@@ -38,6 +38,9 @@ class Library:
         """Return a NumPy array of ours as an array of this library."""
         return array
 
+    def wrote(self, *arrays: Array | None) -> None:
+        """Let the library know that the caller's arrays were written to."""
+
 
 class _Torch(Library):
     name = "PyTorch"
@@ -49,7 +52,7 @@ class _Torch(Library):
             raise _not_of(self, argument, array)
         if array.device.type != "cpu":
             raise _wrong_device(argument, f"device {array.device}")
-        if array.requires_grad:
+        if array.requires_grad and torch.is_grad_enabled():
             msg = (
                 f"{argument}: expected a tensor outside of autograd, got one that requires a "
                 "gradient; pass tensor.detach()"
@@ -61,9 +64,9 @@ class _Torch(Library):
         if array.dtype == torch.bfloat16:
             import ml_dtypes
 
-            return array.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+            return array.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
         try:
-            return array.numpy()
+            return array.detach().numpy()
         except (RuntimeError, TypeError) as error:  # an unusual dtype, a view not yet conjugated
             msg = f"{argument}: NumPy cannot see this tensor of {array.dtype}: {error}"
             raise BnnumbaTypeError(msg) from error
@@ -74,6 +77,13 @@ class _Torch(Library):
         if array.dtype.name == "bfloat16":
             return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
         return torch.from_numpy(array)
+
+    def wrote(self, *arrays: Array | None) -> None:
+        import torch
+
+        for array in arrays:
+            if array is not None and not array.is_inference():
+                torch.autograd.graph.increment_version(array)
 
 
 class _Jax(Library):
@@ -87,10 +97,18 @@ class _Jax(Library):
         if isinstance(array, jax.core.Tracer):
             msg = f"{argument}: expected a concrete array, got a JAX tracer; call outside of jit"
             raise BnnumbaTypeError(msg)
-        device = next(iter(array.devices()))
-        if device.platform != "cpu":
-            raise _wrong_device(argument, f"device {device}")
-        return np.asarray(array)  # shares memory, read-only
+        try:
+            device = next(iter(array.devices()))
+            if device.platform == "cpu":
+                return np.asarray(array)  # shares memory, read-only
+        except (RuntimeError, TypeError) as error:  # a deleted array, a key of random numbers
+            msg = f"{argument}: NumPy cannot see this array of JAX: {error}"
+            raise BnnumbaTypeError(msg) from error
+        msg = (
+            f"{argument}: expected an array of JAX on the CPU, got one on device {device}; pass it "
+            "through DLPack to CuPy or PyTorch"
+        )
+        raise BackendError(msg)
 
     def leave(self, array: np.ndarray) -> Array:
         import jax.numpy
@@ -182,7 +200,7 @@ def _device_library(argument: str, array: Array) -> Library:
             f"it could not be imported: {error}"
         )
         raise BackendError(msg) from error
-    return device_library_of(argument, array)
+    return device_library_of(array)
 
 
 def library_of(argument: str, array: Array) -> Library:
@@ -205,7 +223,11 @@ def library_of(argument: str, array: Array) -> Library:
     if isinstance(array, (list, tuple)):
         msg = f"{argument}: expected an array, got a {_kind(array)}; use np.asarray({argument})"
         raise BnnumbaTypeError(msg)
-    msg = f"{argument}: expected an array (NumPy, or one that speaks DLPack), got {_kind(array)}"
+    hint = f"; use {argument}.to_numpy()" if hasattr(type(array), "to_numpy") else ""
+    msg = (
+        f"{argument}: expected an array (NumPy, or one that speaks DLPack), "
+        f"got {_kind(array)}{hint}"
+    )
     raise BnnumbaTypeError(msg)
 
 

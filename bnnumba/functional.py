@@ -136,10 +136,12 @@ def train(
     count = array.size // channels if channels else 0
     momentum = check_real("momentum", momentum)
     correction = _check_correction(correction, count, running_var is not None)
-    return backend_of(library).training(
+    found = backend_of(library).training(
         library, x, array, weight, bias, running_mean, running_var, counter, count, momentum, eps,
         correction, axis, out,
     )  # fmt: skip
+    library.wrote(out, running_mean, running_var)
+    return found
 
 
 def batch_norm_inference(
@@ -193,7 +195,9 @@ def batch_norm_inference(
     """
     library, array, axis = open_data(x, axis)
     eps = check_eps(eps)
-    return backend_of(library).inference(library, array, mean, var, weight, bias, eps, axis, out)
+    y = backend_of(library).inference(library, array, mean, var, weight, bias, eps, axis, out)
+    library.wrote(out)
+    return y
 
 
 def saved_inference(
@@ -222,7 +226,8 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
              \frac{w}{\sqrt{\sigma^2 + \epsilon}}
 
     with :math:`\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}`. Statistics that were given
-    (inference) are constants, and dx is the last factor times dy.
+    (inference; `BatchNorm` keeps them in evaluation mode) are constants, and dx is the last factor
+    times dy.
 
     Parameters
     ----------
@@ -272,7 +277,9 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
     if saved._overwritten:
         msg = "saved: x, which the backward pass needs, was written over; use another out"
         raise BnnumbaValueError(msg)
-    return backend_of(library).backward(dy, saved, out)
+    gradients = backend_of(library).backward(dy, saved, out)
+    library.wrote(out)
+    return gradients
 
 
 def batch_norm(
@@ -387,6 +394,7 @@ def update_running(
     momentum = check_real("momentum", momentum)
     correction = _check_correction(correction, m.count, True)
     backend_of(library).update_running(library, running_mean, running_var, m, momentum, correction)
+    library.wrote(running_mean, running_var)
 
 
 def fold_batch_norm(

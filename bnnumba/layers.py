@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ class BatchNorm:
         self.track_running_stats = bool(track_running_stats)
         self.training = True
         try:
-            known = np.dtype(dtype) in (np.float32, np.float64)
+            known = dtype is not None and np.dtype(dtype) in (np.float32, np.float64)
         except TypeError:
             known = False
         if not known:
@@ -179,8 +180,9 @@ class BatchNorm:
         return dx
 
     def _check_channels(self, x: Array) -> None:
-        shape = getattr(x, "shape", ())
-        axis = self.axis
+        shape, axis = getattr(x, "shape", ()), check_integer("axis", self.axis)
+        if not isinstance(shape, tuple):
+            return  # no array, as the call will find
         if -len(shape) <= axis < len(shape) and shape[axis] != self.num_features:
             msg = (
                 f"x: expected {self.num_features} channels at axis {axis}, "
@@ -207,14 +209,14 @@ class BatchNorm:
             state["num_batches_tracked"] = self.num_batches_tracked
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy a snapshot into the layer's arrays; after an error nothing has changed.
 
         Takes the arrays of another library too, such as the tensors of a PyTorch state dict.
         """
         tensors = self._tensors()
         expected = sorted([*tensors, *["num_batches_tracked"] * self.track_running_stats])
-        if not isinstance(state, dict):  # an OrderedDict is a dict
+        if not isinstance(state, Mapping):
             msg = f"state: expected a dict, got {type(state).__name__}"
             raise BnnumbaTypeError(msg)
         if sorted(map(str, state)) != expected:

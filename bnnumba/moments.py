@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .backend import backend_of
 from .dispatch import Array
-from .errors import BnnumbaTypeError, BnnumbaValueError
+from .errors import BnnumbaValueError
 from .results import Moments, check_moments
-from .validation import open_data
+from .validation import check_integer, check_numbers, open_data
 
 __all__ = ["Moments", "RunningMoments", "check_features", "moments"]
+
+# Merges are short: one lock for all streams, which a fork can wait for. A signal handler may merge
+# while its own thread does.
+_merging = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_merging.acquire,
+        after_in_parent=_merging.release,
+        after_in_child=_merging.release,
+    )
 
 
 def moments(x: Array, *, axis: int = 1) -> Moments:
@@ -133,13 +146,15 @@ class RunningMoments:
         """Take in a batch: an array as for :func:`moments`, of `num_features` channels."""
         new = moments(x, axis=axis)
         check_moments("x", new, self.num_features)
-        self._moments = self._moments.merge(new)
+        with _merging:
+            self._moments = self._moments.merge(new)
 
     def merge(self, other: RunningMoments | Moments) -> None:
         """Take in all that another stream has seen, or moments from elsewhere."""
         new = other._moments if isinstance(other, RunningMoments) else other
         check_moments("other", new, self.num_features)
-        self._moments = self._moments.merge(new)
+        with _merging:
+            self._moments = self._moments.merge(new)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a snapshot to store: ``count`` (int), ``mean``, ``m2``, ``rest`` (float64 arrays).
@@ -149,24 +164,24 @@ class RunningMoments:
         m = self.moments
         return {"count": m.count, "mean": m.mean, "m2": m.m2, "rest": m._rest}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a snapshot of as many channels; after an error nothing has changed.
 
         ``rest`` may be missing, and then is 0.
         """
-        if not isinstance(state, dict) or set(state) - {"rest"} != {"count", "mean", "m2"}:
-            shown = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        known = isinstance(state, Mapping)
+        if not known or set(state) - {"rest"} != {"count", "mean", "m2"}:
+            shown = sorted(map(str, state)) if known else type(state).__name__
             msg = f"state: expected a dict with the keys count, m2, mean, rest, got {shown}"
             raise BnnumbaValueError(msg)
         new = Moments(state["count"], state["mean"], state["m2"])
         check_moments("state", new, self.num_features)
         if "rest" in state:
-            rest = Moments(0, state["rest"], state["rest"])
-            check_moments("rest", rest, self.num_features)
-            new._rest = rest.mean
-        if np.any(new.m2 < 0):
-            msg = f"state: expected m2 that is not negative, got {new.m2.min()}"
-            raise BnnumbaValueError(msg)
+            rest = check_numbers("rest", state["rest"])
+            if rest.shape != new.mean.shape:
+                msg = f"rest: expected shape {new.mean.shape}, got {rest.shape}"
+                raise BnnumbaValueError(msg)
+            new._rest = rest.astype(np.float64)
         self._moments = new.copy()
 
     def __repr__(self) -> str:
@@ -175,10 +190,8 @@ class RunningMoments:
 
 def check_features(num_features: Any) -> int:
     """Return a number of channels."""
-    if isinstance(num_features, bool) or not isinstance(num_features, (int, np.integer)):
-        msg = f"num_features: expected an integer, got {type(num_features).__name__}"
-        raise BnnumbaTypeError(msg)
-    if num_features < 0:
-        msg = f"num_features: expected a number that is not negative, got {num_features}"
+    number = check_integer("num_features", num_features)
+    if number < 0:
+        msg = f"num_features: expected a number that is not negative, got {number}"
         raise BnnumbaValueError(msg)
-    return int(num_features)
+    return number

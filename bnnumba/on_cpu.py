@@ -36,34 +36,26 @@ def _parameters(
     dtype: np.dtype,
     weight: Array | None,
     bias: Array | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return weight and bias in one dtype; an empty array stands for none."""
-    if weight is None and bias is None:
-        none = _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
-        return none, none
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return weight and bias in one dtype, and the weight as it is; an empty array stands for none.
+
+    The last one has the dtype of the weight's gradient.
+    """
     if weight is None:
-        shift = check_channels("bias", bias, library, channels)
-        return _NONE[shift.dtype], shift
-    scale = check_channels("weight", weight, library, channels)
+        own = _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
+    else:
+        own = check_channels("weight", weight, library, channels)
     if bias is None:
-        return scale, _NONE[scale.dtype]
-    return _alike(scale, check_channels("bias", bias, library, channels))
+        return own, _NONE[own.dtype], own
+    shift = check_channels("bias", bias, library, channels)
+    if weight is None:
+        return _NONE[shift.dtype], shift, own
+    return *_alike(own, shift), own
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return two arrays in one dtype, as kernels are compiled for."""
     return (a, b) if a.dtype == b.dtype else (a.astype(_DOUBLE), b.astype(_DOUBLE))
-
-
-def _kept_weight(
-    library: Library, channels: int, dtype: np.dtype, weight: Array | None, scale: np.ndarray
-) -> np.ndarray:
-    """Return the weight in the dtype that its gradient has, an empty array for none."""
-    if weight is None:
-        return _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
-    if scale.dtype == _DOUBLE:
-        return check_channels("weight", weight, library, channels)
-    return scale
 
 
 def _copied(array: np.ndarray, layout: Layout) -> np.ndarray:
@@ -122,8 +114,17 @@ def _running(
         _NONE[_DOUBLE] if value is None else check_running(name, value, library, channels)
         for name, value in (("running_mean", running_mean), ("running_var", running_var))
     )
-    overlap("running_var", var, "running_mean", mean, in_place=False)
     return mean, var
+
+
+def _apart(library: Library, mean: np.ndarray, var: np.ndarray, **others: Array | None) -> None:
+    """Raise if running statistics share memory with each other or with others of the caller's."""
+    overlap("running_var", var, "running_mean", mean, in_place=False)
+    for name, other in others.items():
+        if other is not None:
+            given = other if type(other) is np.ndarray else library.enter(name, other)
+            overlap("running_mean", mean, name, given, in_place=False)
+            overlap("running_var", var, name, given, in_place=False)
 
 
 def training(
@@ -134,8 +135,11 @@ def training(
     """Do `batch_norm_training`."""
     channels = array.shape[axis]
     updates = running_mean is not None or running_var is not None
-    scale, shift = _parameters(library, channels, array.dtype, weight, bias)
-    mean, var = _running(library, channels, running_mean, running_var) if updates else _NO_RUNNING
+    scale, shift, own = _parameters(library, channels, array.dtype, weight, bias)
+    mean, var = _NO_RUNNING
+    if updates:
+        mean, var = _running(library, channels, running_mean, running_var)
+        _apart(library, mean, var, x=array, weight=weight, bias=bias)
     y = _output(
         library, array, out, x=array, weight=weight, bias=bias, running_mean=running_mean,
         running_var=running_var,
@@ -145,17 +149,17 @@ def training(
         stats = cpu.forward(x_view, scale, shift, eps, y_view)
         if pending is not None:
             y[...] = pending
-        if updates:
-            batches = _NO_COUNTER if counter is None else counter
-            cpu.update_running(
-                mean, var, batches, stats[0], stats[1], float(count), momentum, correction
-            )
     else:
         stats = np.zeros((4, channels))
     overwritten = out is not None and share(y, array)
-    scale = _kept_weight(library, channels, array.dtype, weight, scale)
-    saved = Saved(x, array, weight, scale, stats, count, axis, library, True, overwritten)
-    return (library.leave(y) if out is None else out), saved
+    saved = Saved(x, array, weight, own, stats, count, axis, library, True, overwritten)
+    result = library.leave(y) if out is None else out
+    if updates and array.size:  # at last: what fails or is interrupted leaves them as they were
+        batches = _NO_COUNTER if counter is None else counter
+        cpu.update_running(
+            mean, var, batches, stats[0], stats[1], float(count), momentum, correction
+        )
+    return result, saved
 
 
 def inference(
@@ -168,7 +172,7 @@ def inference(
         check_channels("mean", mean, library, channels),
         check_channels("var", var, library, channels),
     )
-    scale, shift = _parameters(library, channels, array.dtype, weight, bias)
+    scale, shift, _ = _parameters(library, channels, array.dtype, weight, bias)
     y = _output(library, array, out, x=array, mean=mean, var=var, weight=weight, bias=bias)
     if array.size:
         (x_view, y_view), pending = _views(axis, y, array)
@@ -205,10 +209,10 @@ def saved_inference(
     """Return what the backward pass of `inference` needs."""
     channels = array.shape[axis]
     stats = _constant_stats(library, channels, "mean", mean, "var", var, eps)
-    scale, _ = _parameters(library, channels, array.dtype, weight)
+    _, _, own = _parameters(library, channels, array.dtype, weight)
     count = array.size // channels if channels else 0
     overwritten = out is not None and share(library.enter("out", out), array)
-    return Saved(x, array, weight, scale, stats, count, axis, library, False, overwritten)
+    return Saved(x, array, weight, own, stats, count, axis, library, False, overwritten)
 
 
 def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
@@ -244,7 +248,7 @@ def update_running(
     """Do `update_running`."""
     mean = check_running("running_mean", running_mean, library, m.mean.size)
     var = check_running("running_var", running_var, library, m.mean.size)
-    overlap("running_var", var, "running_mean", mean, in_place=False)
+    _apart(library, mean, var, **{"m.mean": m.mean, "m.m2": m.m2})
     if m.count:
         cpu.update_running(
             mean, var, _NO_COUNTER, m.mean, m.m2, float(m.count), momentum, correction

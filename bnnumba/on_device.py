@@ -37,10 +37,12 @@ _DOUBLE = np.dtype(np.float64)
 class _DeviceSaved(Saved):
     """What a forward pass on a GPU keeps: `mean` and `invstd` stay there, `moments` waits."""
 
-    __slots__ = ("_work",)
+    __slots__ = ("_backward_work", "_work")
 
     _stats: Any
-    _work: Any  # memory that kernels still use
+    # Memory that the kernels of each pass use, a graph of both for as long as it lives.
+    _work: Any
+    _backward_work: Any
 
     @property
     def mean(self) -> Array:
@@ -101,19 +103,13 @@ def _channels(library: Any, x: Any, channels: int, **named: Array | None) -> lis
     return list(found.values())
 
 
-def _copy(call: Call, argument: str, source: Any, target: Any) -> None:
-    if not copy_array(call, source, target):
-        msg = f"{argument}: strides {source.strides} are too involved; make it contiguous"
-        raise BnnumbaValueError(msg)
-
-
 def _dense(call: Call, array: Any, dtype: np.dtype | None = None) -> Any:
     """Return a contiguous array of a dtype (its own unless given), itself or a copy."""
     dtype = dtype or array.dtype
     if dtype == array.dtype and (array.size < 2 or array.strides == (array.itemsize,)):
         return array
     copy = call.empty(array.shape, dtype, array)
-    _copy(call, "parameters", array, copy)
+    copy_array(call, array, copy)
     return copy
 
 
@@ -129,7 +125,7 @@ def _arranged(call: Call, array: Any, layout: Any) -> Any:
     order = layout.order or tuple(range(array.ndim))
     stored = call.empty(tuple(array.shape[a] for a in order), array.dtype, array)
     copy = stored.transposed(np.argsort(order))
-    _copy(call, "x", array, copy)
+    copy_array(call, array, copy)
     return copy
 
 
@@ -140,15 +136,13 @@ def _views(call: Call, axis: int, out: Any, *inputs: Any) -> tuple[Any, list[Any
     """
     arrays = [array for array in (*inputs, out) if array is not None]
     first = inputs[0]
-    layout = None
-    if all(array.aligned for array in arrays):
-        layout = shared_layout(axis, *arrays)
+    layout = shared_layout(axis, *arrays)
     if layout is None:
         own = candidates(first.shape, first.strides, first.itemsize, axis)
         layout = own[0] if own else nearest(first, axis)
         seen = []
         for array in arrays:
-            if array.aligned and fits(array, layout, axis):
+            if fits(array, layout, axis):
                 seen.append(array)
             elif array is out:
                 order = layout.order or tuple(range(out.ndim))
@@ -177,10 +171,14 @@ def _output(library: Any, array: Any, out: Array | None, **others: Any) -> Any:
     return found
 
 
-def _apart(mean: Any, var: Any) -> None:
-    """Raise if the running statistics share memory."""
+def _apart(mean: Any, var: Any, **others: Any) -> None:
+    """Raise if the running statistics share memory, with each other or with other arrays."""
     if mean is not None and var is not None:
         overlap("running_var", var.shadow(), "running_mean", mean.shadow(), in_place=False)
+    for name, other in others.items():
+        for own_name, own in (("running_mean", mean), ("running_var", var)):
+            if other is not None and own is not None:
+                overlap(own_name, own.shadow(), name, other.shadow(), in_place=False)
 
 
 def _share(a: Any, b: Any) -> bool:
@@ -206,7 +204,7 @@ def training(
         for name, value in (("running_mean", running_mean), ("running_var", running_var))
     )
     _here(array, running_mean=mean, running_var=var)
-    _apart(mean, var)
+    _apart(mean, var, x=array, weight=scale, bias=shift)
     call, work = _call(library, array), None
     y = _output(
         library, array, out, x=array, weight=scale, bias=shift, running_mean=mean, running_var=var
@@ -222,7 +220,7 @@ def training(
             )  # fmt: skip
             for given, new in ((y, target), (mean, new_mean), (var, new_var)):
                 if new is not given:
-                    _copy(call, "out", new, given)
+                    copy_array(call, new, given)
             if counter is not None and (mean is not None or var is not None):
                 counter += 1
         else:
@@ -257,7 +255,7 @@ def _infer(call: Call, array: Any, axis: int, y: Any, given: list[Any], eps: flo
     mean, var, scale, shift = _alike(call, *given)
     gpu.infer(call, view, seen, target, scale, shift, mean, var, eps)
     if target is not y:
-        _copy(call, "out", target, y)
+        copy_array(call, target, y)
 
 
 def saved_inference(
@@ -288,7 +286,7 @@ def backward(dy: Any, saved: Any, out: Array | None) -> Gradients:
     dtype = real_of(array.dtype.name) if scale is None else scale.dtype
     with call.device:
         dweight, dbias = (call.empty((channels,), dtype, array) for _ in range(2))
-        saved._work = differentiate(
+        saved._backward_work = differentiate(
             call, array, dy, axis, scale, saved._stats, saved.training, dx, dweight, dbias
         )
     if out is not None and _share(dx, array):
@@ -318,7 +316,7 @@ def differentiate(
         pair = view._replace(strides=view.strides[2:])
         gpu.normalize(call, pair, grad, target, scale, None, stats, centered=False)
     if target is not dx:
-        _copy(call, "out", target, dx)
+        copy_array(call, target, dx)
     return work
 
 
@@ -344,7 +342,7 @@ def update_running(
         gpu.update_running(call, channels, stats, new_mean, new_var, momentum, divisor)
         for given, new in ((mean, new_mean), (var, new_var)):
             if new is not given:
-                _copy(call, "running", new, given)
+                copy_array(call, new, given)
 
 
 def fold(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import cpu
 from .dispatch import Array, Library
@@ -15,6 +16,7 @@ from .validation import check_integer, check_numbers, check_real
 __all__ = ["Gradients", "Moments", "Saved", "check_moments"]
 
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+_TOO_MANY = 2**63  # values to count
 
 
 def _variance(count: int, m2: np.ndarray, correction: float) -> np.ndarray:
@@ -47,18 +49,21 @@ class Moments:
     # What rounding to float64 leaves of the mean goes with it: see `cpu.merge_moments`.
     __slots__ = ("_rest", "count", "m2", "mean")
 
-    def __init__(self, count: int, mean: np.ndarray, m2: np.ndarray) -> None:
-        self.count = count if type(count) is int else check_integer("count", count)
-        self.mean = _statistic("mean", mean)
-        self.m2 = _statistic("m2", m2)
+    def __init__(self, count: SupportsIndex, mean: ArrayLike, m2: ArrayLike) -> None:
+        self.count: int = check_integer("count", count)
+        self.mean: np.ndarray = _statistic("mean", mean)
+        self.m2: np.ndarray = _statistic("m2", m2)
         if self.mean.ndim != 1 or self.mean.shape != self.m2.shape:
             msg = (
                 "mean, m2: expected two arrays of shape (C,), "
                 f"got {self.mean.shape} and {self.m2.shape}"
             )
             raise BnnumbaValueError(msg)
-        if self.count < 0:
-            msg = f"count: expected a number that is not negative, got {count}"
+        if not 0 <= self.count < _TOO_MANY:
+            msg = f"count: expected a number from 0 to 2**63 - 1, got {count}"
+            raise BnnumbaValueError(msg)
+        if np.any(self.m2 < 0):
+            msg = f"m2: expected numbers that are not negative, got {self.m2.min()}"
             raise BnnumbaValueError(msg)
         self._rest = np.zeros(self.mean.size)
 
@@ -84,6 +89,12 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """Return the moments of the values of both, as if they had been seen together."""
         check_moments("other", other, self.mean.size)
+        if self.count + other.count >= _TOO_MANY:
+            msg = (
+                "other: expected fewer than 2**63 values with those here, "
+                f"got {self.count} and {other.count}"
+            )
+            raise BnnumbaValueError(msg)
         merged = self.copy()
         if other.count:
             cpu.merge_moments(
@@ -114,11 +125,8 @@ class Moments:
 
 
 def _statistic(name: str, value: Any) -> np.ndarray:
-    """Return numbers in float64, the array itself if it is of that."""
-    if type(value) is np.ndarray and value.dtype == np.float64:
-        return value
-    array = check_numbers(name, value)
-    return array.astype(np.float64)
+    """Return numbers in an array of float64 of our own."""
+    return check_numbers(name, value).astype(np.float64)
 
 
 def check_moments(argument: str, value: Any, channels: int | None = None) -> None:

@@ -37,17 +37,24 @@ def is_data(dtype: np.dtype) -> bool:
     return dtype in SEEN_AS
 
 
+def _order(dtype: np.dtype) -> str:
+    return "" if dtype.isnative else "; convert it to native byte order"
+
+
 def check_data(argument: str, array: np.ndarray) -> None:
     """Check the dtype and the rank of data."""
     if array.dtype not in SEEN_AS and not is_data(array.dtype):
-        hint = "; convert it to native byte order" if not array.dtype.isnative else ""
         msg = (
             f"{argument}: expected dtype float32, float64, float16 or bfloat16, "
-            f"got {array.dtype}{hint}"
+            f"got {array.dtype}{_order(array.dtype)}"
         )
         raise BnnumbaTypeError(msg)
     if array.ndim < 2:
-        msg = f"{argument}: expected at least 2 dimensions, got {array.ndim} (shape {array.shape})"
+        hint = f"; the values of one channel are {argument}[:, None]" if array.ndim == 1 else ""
+        msg = (
+            f"{argument}: expected at least 2 dimensions, got {array.ndim} (shape {array.shape})"
+            f"{hint}"
+        )
         raise BnnumbaValueError(msg)
 
 
@@ -113,7 +120,8 @@ def check_real(argument: str, value: Any) -> float:
         return value
     if type(value) is int and -(2**53) < value < 2**53:
         return float(value)
-    if isinstance(value, str) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
+    kinds = (numbers.Real, np.floating, np.integer)
+    if isinstance(value, (bool, np.bool_, str)) or not isinstance(value, kinds):
         shown = "None" if value is None else type(value).__name__
         msg = f"{argument}: expected a real number, got {shown}"
         raise BnnumbaTypeError(msg)
@@ -145,7 +153,7 @@ def check_channels(argument: str, value: Any, library: Library, channels: int) -
     )
     dtype = array.dtype
     if dtype not in (_SINGLE, _DOUBLE):
-        msg = f"{argument}: expected dtype float32 or float64, got {array.dtype}"
+        msg = f"{argument}: expected dtype float32 or float64, got {array.dtype}{_order(dtype)}"
         raise BnnumbaTypeError(msg)
     if array.shape != (channels,):
         msg = f"{argument}: expected shape ({channels},), one value per channel, got {array.shape}"

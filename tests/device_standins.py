@@ -80,6 +80,28 @@ class Capsule:
         return new(ctypes.addressof(self.kept[2]), b"dltensor", None)
 
 
+class Named(Capsule):
+    """One of a library with a namespace as well."""
+
+    device = "a device"
+
+    def __init__(self, host, **options):
+        self.host = host
+        super().__init__(host, **options)
+
+    def __array_namespace__(self):
+        return NamedNamespace
+
+    def __getitem__(self, index):
+        return type(self)(self.host[index])
+
+
+class NamedNamespace(Namespace):
+    @staticmethod
+    def empty(shape, *, dtype, device):
+        return Named(np.full(shape, np.nan, dtype))
+
+
 class SimulatedTorch(Torch):
     in_host_memory = True
 

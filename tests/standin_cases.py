@@ -3,11 +3,13 @@
 Not collected by itself: `test_gpu_dispatch.py` runs it in a process with the simulator.
 """
 
+import gc
 import inspect
+import weakref
 
 import numpy as np
 import pytest
-from device_standins import Capsule, Nameless, StandIn
+from device_standins import Capsule, Named, Nameless, StandIn
 from numba import cuda
 from support import BFLOAT16, assert_close, normal, parameters
 
@@ -37,7 +39,8 @@ def launches(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "kind"), [(StandIn, StandIn), (Nameless, Numba), (Capsule, Numba)]
+    ("given", "kind"),
+    [(StandIn, StandIn), (Nameless, Numba), (Capsule, Numba), (Named, Named)],
 )
 def test_results_are_made_by_the_namespace_of_the_input_or_else_by_numba(given, kind):
     x, dy, (weight, bias) = normal((4, 6, 6)), normal((4, 6, 6), seed=1), parameters(6)
@@ -178,6 +181,43 @@ def test_a_capsule_of_another_dtype_is_an_error():
 def test_a_capsule_of_another_kind_of_device_is_an_error():
     with pytest.raises(bn.BackendError, match=r"x: expected an array on the CPU.*type 10"):
         bn.moments(Capsule(normal((2, 3)), kind=10))
+
+
+def test_a_parameter_of_another_dtype_is_named():
+    with pytest.raises(bn.BnnumbaTypeError, match="weight: expected dtype .*type code 0 of 32"):
+        bn.batch_norm_training(Capsule(normal((4, 3))), Capsule(np.ones(3, np.int32), code=0))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_strides_of_any_number_of_dimensions(step):
+    shape, every = (2,) * 9, (slice(None, None, step),) * 9
+    x, dy, out = (np.zeros([2 * step] * 9, np.float32)[every] for _ in range(3))
+    x[...], dy[...] = normal(shape), normal(shape, seed=1)
+    mean, var = StandIn(np.zeros(2)), StandIn(np.ones(2))
+    _, saved = bn.batch_norm_training(
+        StandIn(x), running_mean=mean, running_var=var, out=StandIn(out)
+    )
+    expected, kept = bn.batch_norm_training(x)
+    assert_close(out, expected, limit=16)
+    dx = bn.batch_norm_backward(StandIn(dy), saved, out=StandIn(out)).x
+    assert_close(dx.host, bn.batch_norm_backward(dy, kept).x, limit=16)
+
+
+def test_the_memory_of_both_passes_is_kept_for_a_graph_of_them():
+    _, saved = bn.batch_norm_training(cuda.to_device(normal((1, 2, 9000))))
+    work = weakref.ref(saved._work.owner)
+    bn.batch_norm_backward(cuda.to_device(normal((1, 2, 9000))), saved)
+    gc.collect()
+    assert work() is not None
+
+
+def test_running_statistics_over_the_weight_are_an_error():
+    memory = np.ones(3, np.float32)
+    with pytest.raises(bn.BnnumbaValueError, match="running_var: must not overlap weight"):
+        bn.batch_norm_training(
+            StandIn(normal((4, 3, 8))), StandIn(memory), running_var=StandIn(memory)
+        )
+    assert (memory == 1).all()
 
 
 def test_a_layer_whose_arrays_are_on_a_gpu_trains_and_counts():

@@ -22,6 +22,7 @@ from capi_support import (
     run,
 )
 from numba import cuda
+from support import run_python
 
 from bnnumba import config
 from bnnumba.__main__ import main
@@ -320,6 +321,41 @@ def test_hot_calls_of_the_embedded_library_do_not_take_the_gil(tmp_path):
     """)
     run("cc", *C99, "-O2", source, "-o", binary, *link("bnnumba_embed"), "-pthread", "-ldl")
     run(binary, env={"BNNUMBA_PYTHON_ENV": sys.prefix})
+
+
+def test_python_forks_while_another_thread_starts_the_embedded_library():
+    run_python(
+        """
+        import ctypes, os, signal, sys, threading, time
+
+        sys.setswitchinterval(1e-4)
+        library = ctypes.CDLL(sys.argv[1])
+        library.bnnumba_last_error.restype = ctypes.c_char_p
+
+        def in_child(then):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)  # a hang is a failure
+                status = library.bnnumba_init()
+                assert status == 0 or b"forked while another thread" in library.bnnumba_last_error()
+                then(status)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        def grandchild(status):
+            in_child(lambda again: os._exit(again != status))
+
+        thread = threading.Thread(target=library.bnnumba_init)
+        thread.start()
+        for _ in range(5):
+            time.sleep(0.02)
+            in_child(grandchild)
+        thread.join()
+        in_child(lambda status: os._exit(status))
+        """,
+        str(build("bnnumba_embed")),
+        env={"BNNUMBA_PYTHON_ENV": sys.prefix},
+    )
 
 
 @needs("cc", "pkg-config", "cmake")

@@ -347,3 +347,49 @@ def test_arrays_of_two_libraries_do_not_mix():
         bn.batch_norm_backward(torch.from_numpy(x()), saved())
     with pytest.raises(TYPE, match="out"):
         bn.batch_norm_training(x(), out=torch.empty(3, C, 6))
+
+
+@pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
+@pytest.mark.parametrize("other", ["x", "weight", "bias"])
+def test_running_statistics_apart_from_all_else(statistic, other):
+    x, weight, bias = normal((C, C)), np.ones(C, np.float32), np.zeros(C, np.float32)
+    memory = {"x": x[1], "weight": weight, "bias": bias}[other]
+    before = memory.copy()
+    with pytest.raises(bn.BnnumbaValueError, match=f"{statistic}: must not overlap {other}"):
+        bn.batch_norm_training(x, weight, bias, **{statistic: memory})
+    np.testing.assert_array_equal(memory, before)
+
+
+def test_running_statistics_are_not_those_that_they_are_updated_with():
+    m, zeros = bn.Moments(3, np.ones(C), np.ones(C)), np.zeros(C)
+    with pytest.raises(bn.BnnumbaValueError, match="running_var: must not overlap m.m2"):
+        bn.update_running(zeros, m.m2, m)
+    with pytest.raises(bn.BnnumbaValueError, match="running_mean: must not overlap m.mean"):
+        bn.update_running(m.mean, zeros, m)
+
+
+@pytest.mark.parametrize("name", ["eps", "momentum", "correction"])
+def test_a_bool_is_no_number(name):
+    with pytest.raises(bn.BnnumbaTypeError, match=f"{name}: expected a real number, got bool"):
+        bn.batch_norm_training(normal((3, C)), **{name: True})
+
+
+def test_hints_in_errors():
+    with pytest.raises(bn.BnnumbaValueError, match=r"x: .*values of one channel are x\[:, None\]"):
+        bn.moments(np.ones(5))
+    with pytest.raises(bn.BnnumbaTypeError, match="weight: .* native byte order"):
+        bn.batch_norm_training(normal((3, C)), np.ones(C, ">f4"))
+
+    class Frame:
+        shape = (3, C)
+
+        def to_numpy(self):
+            raise AssertionError
+
+    for call in (bn.moments, bn.BatchNorm(C)):
+        with pytest.raises(bn.BnnumbaTypeError, match=r"x: .*Frame; use x.to_numpy\(\)"):
+            call(Frame())
+    with pytest.raises(bn.BnnumbaTypeError, match="x: expected an array"):
+        bn.BatchNorm(C)(np.ndarray)
+    with pytest.raises(bn.BnnumbaTypeError, match="dtype: expected float32 or float64, got None"):
+        bn.BatchNorm(C, dtype=None)

@@ -1,5 +1,6 @@
 """Moments: accuracy on hard data in every path, merging, and streaming in any order."""
 
+from concurrent.futures import ThreadPoolExecutor
 import pickle
 from fractions import Fraction
 
@@ -319,9 +320,57 @@ def test_moments_of_what_is_no_number_are_an_error(name, value):
     assert running.count == 0
 
 
-def test_a_negative_m2_is_not_loaded():
-    with pytest.raises(bn.BnnumbaValueError, match="m2 that is not negative, got -1"):
+def test_a_negative_m2_is_not_taken():
+    with pytest.raises(bn.BnnumbaValueError, match="m2: expected .* not negative, got -1"):
+        bn.Moments(3, [0], [-1])
+    with pytest.raises(bn.BnnumbaValueError, match="m2: expected .* not negative, got -1"):
         bn.RunningMoments(1).load_state_dict({"count": 3, "mean": [0], "m2": [-1]})
+
+
+def test_more_values_than_an_integer_counts_are_an_error():
+    with pytest.raises(
+        bn.BnnumbaValueError, match=r"count: .* 2\*\*63 - 1, got 9223372036854775808"
+    ):
+        bn.Moments(2**63, [0], [0])
+    half = bn.Moments(2**62, [1], [0])
+    with pytest.raises(bn.BnnumbaValueError, match=r"other: expected fewer than 2\*\*63 values"):
+        half.merge(half)
+    almost = half.merge(bn.Moments(2**62 - 1, [3], [0]))
+    assert almost.count == 2**63 - 1
+    assert almost.mean == pytest.approx(2)
+
+
+def test_moments_are_a_value_whatever_becomes_of_the_arrays_they_were_made_of():
+    mean, m2 = np.zeros(2), np.ones(2)
+    m = bn.Moments(3, mean, m2)
+    mean[:] = m2[:] = 7
+    assert (m.mean == 0).all()
+    assert (m.m2 == 1).all()
+
+
+def test_threads_may_update_one_stream():
+    running, piece = bn.RunningMoments(2), np.array([[1.0, 2.0], [3.0, 4.0]])
+
+    def work(_):
+        for _ in range(500):
+            running.update(piece)
+            running.merge(bn.Moments(1, [2, 3], [0, 0]))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert running.count == 4 * 500 * 3
+    np.testing.assert_allclose(running.mean, [2, 3], rtol=1e-15)
+
+
+def test_a_state_is_loaded_from_a_file_of_arrays(tmp_path):
+    running, other = bn.RunningMoments(3), bn.RunningMoments(3)
+    running.update(normal((50, 3), loc=1e6))
+    np.savez(tmp_path / "state.npz", **running.state_dict())
+    with np.load(tmp_path / "state.npz") as state:
+        other.load_state_dict(state)
+    assert other.count == 50
+    for name, value in running.state_dict().items():
+        np.testing.assert_array_equal(other.state_dict()[name], value)
 
 
 STREAMS = {

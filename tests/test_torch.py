@@ -1,5 +1,9 @@
 """PyTorch as the judge: the same numbers, and tensors in, tensors out."""
 
+import pathlib
+import re
+import textwrap
+
 import numpy as np
 import pytest
 from support import BFLOAT16, normal, parameters
@@ -185,3 +189,60 @@ def test_a_layer_with_tensors_saves_and_loads():
 def test_a_tensor_that_numpy_cannot_see_is_an_error(tensor):
     with pytest.raises(bn.BnnumbaTypeError, match="x: "):
         bn.moments(tensor())
+
+
+def test_autograd_is_told_what_is_written_to():
+    x = torch.randn(8, 5)
+    out, mean, var = torch.empty_like(x), torch.zeros(5), torch.ones(5)
+    bn.batch_norm_training(x, running_mean=mean, running_var=var, out=out)
+    assert (out._version, mean._version, var._version, x._version) == (1, 1, 1, 0)
+    bn.batch_norm_inference(x, mean, var, out=out)
+    _, saved = bn.batch_norm_training(x)
+    bn.batch_norm_backward(x, saved, out=out)
+    bn.update_running(mean, var, saved.moments)
+    assert (out._version, mean._version, var._version, x._version) == (3, 2, 2, 0)
+    with torch.inference_mode():
+        bn.batch_norm_training(x, out=torch.empty_like(x))  # which has no version
+
+
+def test_parameters_are_taken_as_they_are_where_nothing_is_differentiated():
+    x, weight = tensor((4, 5, 6), torch.float32), torch.nn.Parameter(torch.full((5,), 2.0))
+    with pytest.raises(bn.BnnumbaTypeError, match="weight: .*requires a gradient"):
+        bn.batch_norm_training(x, weight)
+    with torch.no_grad():
+        y, _ = bn.batch_norm_training(x, weight)
+    assert not y.requires_grad
+    close(y, bn.batch_norm_training(x, weight.detach())[0], torch.float32)
+
+
+def recipe():
+    """The autograd function of docs/guide/arrays.md."""
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "guide" / "arrays.md").read_text()
+    code = textwrap.dedent(re.search(r"```python\n(.*?class BatchNorm\(.*?)```", page, re.S)[1])
+    names = {"torch": torch, "bn": bn}
+    exec(code, names)
+    return names["BatchNorm"].apply
+
+
+def test_the_recipe_of_the_guide_has_the_gradients_of_pytorch():
+    apply, results = recipe(), []
+    for norm in (
+        lambda *a: apply(*a, None, None),
+        lambda x, w, b: functional.batch_norm(x, None, None, w, b, training=True),
+    ):
+        x = tensor((6, 5, 7), torch.float64).requires_grad_()
+        weight, bias = (torch.linspace(0.5, 2, 5, dtype=torch.float64) for _ in range(2))
+        weight.requires_grad_(), bias.requires_grad_()
+        norm(x, weight, bias).pow(3).sum().backward()
+        results.append((x.grad, weight.grad, bias.grad))
+    for got, expected in zip(*results, strict=True):
+        close(got, expected, torch.float64)
+
+
+def test_the_recipe_of_the_guide_notices_data_that_were_overwritten():
+    x, weight, bias = torch.randn(16, 5, requires_grad=True), torch.ones(5), torch.zeros(5)
+    h = x * 2
+    y = recipe()(h, weight, bias, None, None)
+    h += y
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        h.pow(3).sum().backward()

@@ -12,7 +12,7 @@ import numpy as np
 from .. import gpu, on_device
 from ..errors import BackendError, BnnumbaValueError
 from ..gpu import dlpack, driver
-from ..gpu.arrays import DeviceArray, DeviceLibrary
+from ..gpu.arrays import DeviceArray, DeviceLibrary, aligned
 from ..gpu.jit import SIMULATED
 from ..gpu.launch import Call, real_of
 
@@ -45,7 +45,7 @@ class Params(NamedTuple):
 class _Callers(DeviceLibrary):
     """The caller's memory, which comes as `DeviceArray` already."""
 
-    def look(self, argument, array):
+    def enter(self, argument, array):
         return array
 
 
@@ -60,9 +60,9 @@ def _made_known(array: DeviceArray) -> DeviceArray:
     return array
 
 
-def _tensor(pointer: int) -> DeviceArray:
+def _tensor(name: str, pointer: int) -> DeviceArray:
     """Return what a DLTensor describes."""
-    return _made_known(DeviceArray(None, *dlpack.describe(pointer)))
+    return _made_known(aligned(name, DeviceArray(None, *dlpack.describe(name, pointer))))
 
 
 def _row(name: str, address: int, shape: tuple, dtype: Any, x: DeviceArray) -> Any:
@@ -84,7 +84,7 @@ class _Arguments:
     """The arguments of a call, as arrays."""
 
     def __init__(self, x: int, axis: int) -> None:
-        self.x, self.axis = _tensor(x), axis
+        self.x, self.axis = _tensor("x", x), axis
         self.channels = self.x.shape[axis]
         self.count = self.x.size // self.channels if self.channels else 0
         self.call = Call(driver.device(self.x.device), 0, _LIBRARY)
@@ -123,14 +123,14 @@ class _Arguments:
                 self.call.empty(shape, _DTYPES[dtype], self.x) if r is None else r for r in rows
             )
             on_device.differentiate(
-                self.call, self.x, _tensor(dy), self.axis, scale, stats, training,
-                _tensor(dx) if dx else None, *found,
+                self.call, self.x, _tensor("dy", dy), self.axis, scale, stats, training,
+                _tensor("dx_out", dx) if dx else None, *found,
             )  # fmt: skip
 
 
 def moments(x: int, axis: int, count_out: int, mean_out: int, m2_out: int) -> None:
     """Do bnnumba_moments_dl, whose outputs are on the host."""
-    found = on_device.moments(_LIBRARY, _tensor(x), axis)
+    found = on_device.moments(_LIBRARY, _tensor("x", x), axis)
     if count_out:
         ctypes.c_int64.from_address(count_out).value = found.count
     for target, row in ((mean_out, found.mean), (m2_out, found.m2)):
@@ -145,7 +145,7 @@ def forward_training(x: int, axis: int, params: Params, y_out: int, saved_out: i
     rows = a.saved("saved_out", saved_out)
     _, saved = on_device.training(
         _LIBRARY, None, a.x, weight, bias, mean, var, None, a.count, params.momentum, params.eps,
-        params.correction, axis, _tensor(y_out),
+        params.correction, axis, _tensor("y_out", y_out),
     )  # fmt: skip
     if rows is not None and a.channels:
         with a.call.device:
@@ -157,7 +157,7 @@ def forward_inference(x: int, axis: int, params: Params, y_out: int) -> None:
     a = _Arguments(x, axis)
     weight, bias, mean, var = a.parameters(params)
     on_device.inference(
-        _LIBRARY, a.x, mean, var, weight, bias, params.eps, axis, _tensor(y_out)
+        _LIBRARY, a.x, mean, var, weight, bias, params.eps, axis, _tensor("y_out", y_out)
     )  # fmt: skip
 
 

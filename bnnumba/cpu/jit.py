@@ -2,18 +2,16 @@
 
 import hashlib
 import inspect
-import os
 import pathlib
-import threading
 import types
 import warnings
 
 import numba
 from numba import config
-from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaPerformanceWarning
 from numba.extending import overload
 
+from ..compiling import compiling
 from ..errors import BackendError
 
 # nogil: other Python threads run while a kernel works.
@@ -96,19 +94,6 @@ def kernel(function):
     return dispatcher
 
 
-# The thread that compiles, or loads compiled code.
-_compiling = None
-
-if hasattr(os, "register_at_fork"):
-    # A fork waits for whoever compiles, or asks Numba for what it has locks of its own for: the
-    # child has only the thread that forked, and would wait for the locks of others for good.
-    os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=global_compiler_lock.release,
-    )
-
-
 class Strided:
     """A compiled function that takes contiguous, strided and read-only arrays alike.
 
@@ -149,26 +134,15 @@ class Strided:
 
     def compile(self, arguments):
         """Compile (or load from the cache) the version that takes these arguments."""
-        global _compiling
-        if _compiling == threading.get_ident():
-            msg = (
-                "bnnumba was called by a signal handler or a finalizer while the same thread was "
-                "compiling, or loading compiled code; make the first call of each kind before"
+        with compiling():
+            signature = tuple(
+                _strided(numba.typeof(argument), written)
+                for argument, written in zip(arguments, self._written, strict=True)
             )
-            raise BackendError(msg)
-        with global_compiler_lock:
-            try:
-                _compiling = threading.get_ident()
-                signature = tuple(
-                    _strided(numba.typeof(argument), written)
-                    for argument, written in zip(arguments, self._written, strict=True)
-                )
-                if signature not in self.dispatcher.overloads:
-                    self.dispatcher.disable_compile(False)
-                    self.dispatcher.compile(signature)
-                    self.dispatcher.disable_compile()
-            finally:
-                _compiling = None
+            if signature not in self.dispatcher.overloads:
+                self.dispatcher.disable_compile(False)
+                self.dispatcher.compile(signature)
+                self.dispatcher.disable_compile()
         return signature
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..errors import BackendError, BnnumbaTypeError, BnnumbaValueError
+from ..errors import BnnumbaTypeError, BnnumbaValueError
 from . import dlpack, driver
 from .jit import SIMULATED
 
-__all__ = ["CUPY", "NUMBA", "TORCH", "DeviceArray", "DeviceLibrary", "library_of"]
+__all__ = ["CUPY", "NUMBA", "TORCH", "DeviceArray", "DeviceLibrary", "aligned", "library_of"]
 
 Array = Any
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -23,7 +23,9 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 class DeviceArray:
     """Memory of a GPU: an address, a shape, strides in bytes and a dtype, and whose it is."""
 
-    __slots__ = ("address", "device", "dtype", "owner", "shape", "stream", "strides", "writeable")
+    __slots__ = (
+        "address", "capsule", "device", "dtype", "owner", "shape", "stream", "strides", "writeable",
+    )  # fmt: skip
 
     def __init__(self, owner, address, shape, strides, dtype, device, writeable=True, stream=None):
         self.owner = owner
@@ -34,6 +36,7 @@ class DeviceArray:
         self.device = device
         self.writeable = writeable
         self.stream = stream
+        self.capsule = None  # of DLPack, which nobody takes over: with it the memory may go
 
     @property
     def ndim(self):
@@ -64,9 +67,11 @@ class DeviceArray:
         """Return the array with its axes in another order; its owner keeps theirs."""
         shape = tuple(self.shape[a] for a in order)
         strides = tuple(self.strides[a] for a in order)
-        return DeviceArray(
+        found = DeviceArray(
             self.owner, self.address, shape, strides, self.dtype, self.device, stream=self.stream
         )
+        found.capsule = self.capsule
+        return found
 
     def row(self, number):
         """Return a row of a contiguous array of two dimensions."""
@@ -118,14 +123,17 @@ class DeviceLibrary:
         self.namespace = namespace
         self.name = name
 
-    def look(self, argument, array):
+    def enter(self, argument, array):
         """Return what an array of this library is, or raise."""
         if hasattr(array, "__cuda_array_interface__"):
             return aligned(argument, self._interface(array))
         if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
             kind, device = (int(n) for n in array.__dlpack_device__())
             if kind == dlpack.CUDA:
-                return aligned(argument, DeviceArray(*dlpack.look(array), device))
+                capsule, *described = dlpack.look(argument, array)
+                found = DeviceArray(array, *described, device)
+                found.capsule = capsule
+                return aligned(argument, found)
         raise self.foreign(argument, array)
 
     def _interface(self, array):
@@ -139,10 +147,6 @@ class DeviceLibrary:
             array, address, found["shape"], strides and tuple(strides), dtype,
             driver.device_of(address), not readonly, found.get("stream"),
         )  # fmt: skip
-
-    def enter(self, argument, array):
-        """Return what an array of this library is, or raise; the name that `Library` uses."""
-        return self.look(argument, array)
 
     def foreign(self, argument, array):
         """Return the error for an array of another library or device."""
@@ -161,18 +165,21 @@ class DeviceLibrary:
         """Return a new contiguous array on the device of `like`."""
         if self.namespace is None:
             made = driver.new_array(shape, dtype, like.device, like.stream or 0)
-            return NUMBA.look("out", made)
+            return NUMBA.enter("out", made)
         wanted = getattr(self.namespace, dtype.name)
         made = self.namespace.empty(shape, dtype=wanted, device=like.owner.device)
-        return self.look("out", made)
+        return self.enter("out", made)
 
     def empty_like(self, array):
         """Return a new array of the shape and dtype of `array`, dense in its order of axes."""
         return self.empty(array.shape, array.dtype, array)
 
+    def wrote(self, *arrays):
+        """Let the library know that the caller's arrays were written to."""
+
 
 class _CuPy(DeviceLibrary):
-    def look(self, argument, array):
+    def enter(self, argument, array):
         cupy = sys.modules["cupy"]
         if not isinstance(array, cupy.ndarray):
             raise self.foreign(argument, array)
@@ -187,12 +194,12 @@ class _CuPy(DeviceLibrary):
     def empty(self, shape, dtype, like):
         cupy = sys.modules["cupy"]
         with cupy.cuda.Device(like.device):
-            return self.look("out", cupy.empty(shape, dtype))
+            return self.enter("out", cupy.empty(shape, dtype))
 
     def empty_like(self, array):
         cupy = sys.modules["cupy"]
         with cupy.cuda.Device(array.device):
-            return self.look("out", cupy.empty_like(array.owner))
+            return self.enter("out", cupy.empty_like(array.owner))
 
 
 class _Torch(DeviceLibrary):
@@ -206,11 +213,11 @@ class _Torch(DeviceLibrary):
         known = {getattr(torch, name): np.dtype(name) for name in names}
         return {**known, torch.bfloat16: _BFLOAT16}
 
-    def look(self, argument, array):
+    def enter(self, argument, array):
         torch = sys.modules["torch"]
         if not isinstance(array, torch.Tensor) or not array.is_cuda:
             raise self.foreign(argument, array)
-        if array.requires_grad:
+        if array.requires_grad and torch.is_grad_enabled():
             msg = (
                 f"{argument}: expected a tensor outside of autograd, got one that requires a "
                 "gradient; pass tensor.detach()"
@@ -243,16 +250,21 @@ class _Torch(DeviceLibrary):
         torch = sys.modules["torch"]
         wanted = next(ours for ours, theirs in self.dtypes.items() if theirs == dtype)
         made = torch.empty(shape, dtype=wanted, device=like.owner.device)
-        return self.look("out", made)
+        return self.enter("out", made)
 
     def empty_like(self, array):
-        return self.look("out", sys.modules["torch"].empty_like(array.owner))
+        return self.enter("out", sys.modules["torch"].empty_like(array.owner))
+
+    def wrote(self, *arrays):
+        for array in arrays:
+            if array is not None and not array.is_inference():
+                sys.modules["torch"].autograd.graph.increment_version(array)
 
 
 class _Simulated(DeviceLibrary):
     """The arrays of Numba's CUDA simulator, which stand in host memory."""
 
-    def look(self, argument, array):
+    def enter(self, argument, array):
         host = getattr(array, "_ary", None)
         if host is None:
             raise self.foreign(argument, array)
@@ -265,7 +277,7 @@ CUPY, TORCH = _CuPy(name="CuPy"), _Torch()
 NUMBA = _Simulated() if SIMULATED else DeviceLibrary()
 
 
-def library_of(argument, array):
+def library_of(array):
     """Return the library of an array that is on a GPU."""
     torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
     if torch is not None and isinstance(array, getattr(torch, "Tensor", ())):
@@ -275,12 +287,6 @@ def library_of(argument, array):
     package = type(array).__module__.partition(".")[0]
     if package in ("numba", "numba_cuda"):
         return NUMBA
-    if package in ("jax", "jaxlib"):
-        msg = (
-            f"{argument}: arrays of JAX cannot be written to by others; pass it through DLPack to "
-            "CuPy or PyTorch"
-        )
-        raise BackendError(msg)
     try:
         namespace = array.__array_namespace__()
     except Exception:

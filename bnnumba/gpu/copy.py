@@ -11,7 +11,7 @@ else:
 
 __all__ = ["DIMENSIONS", "build", "merged"]
 
-# Dimensions that remain after those that lie behind each other were merged.
+# Dimensions that a launch goes through.
 DIMENSIONS = 6
 
 
@@ -24,9 +24,9 @@ def split(i, extent, a, b, a_stride, b_stride):
 
 
 def merged(shape, a_strides, b_strides):
-    """Return extents and both strides, innermost dimension first, in `DIMENSIONS` dimensions.
+    """Return ``(extent, stride, stride)`` of each dimension, the innermost first.
 
-    None if there are more.
+    Those that lie behind each other are one; there are `DIMENSIONS` at least.
     """
     found = []
     for extent, a, b in sorted(
@@ -38,10 +38,7 @@ def merged(shape, a_strides, b_strides):
             found[-1] = (found[-1][0] * extent, found[-1][1], found[-1][2])
         else:
             found.append((extent, a, b))
-    if len(found) > DIMENSIONS:
-        return None
-    found += [(1, 0, 0)] * (DIMENSIONS - len(found))
-    return tuple(zip(*found, strict=True))
+    return found + [(1, 0, 0)] * (DIMENSIONS - len(found))
 
 
 def build(kind, parameter):
@@ -60,7 +57,7 @@ def build(kind, parameter):
         return a + i * a5, b + i * b5
 
     def copy(
-        source, target, size, e0, e1, e2, e3, e4, e5, a0, a1, a2, a3, a4, a5, b0, b1, b2, b3, b4, b5
+        source, target, size, e0, e1, e2, e3, e4, a0, a1, a2, a3, a4, a5, b0, b1, b2, b3, b4, b5
     ):
         i = block() * threads() + thread()
         if i < size:
@@ -70,7 +67,7 @@ def build(kind, parameter):
             put(target, b, fetch(source, a))
 
     def convert(
-        source, target, size, e0, e1, e2, e3, e4, e5, a0, a1, a2, a3, a4, a5, b0, b1, b2, b3, b4, b5
+        source, target, size, e0, e1, e2, e3, e4, a0, a1, a2, a3, a4, a5, b0, b1, b2, b3, b4, b5
     ):
         i = block() * threads() + thread()
         if i < size:

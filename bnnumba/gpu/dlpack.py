@@ -40,28 +40,20 @@ _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 
 
-class _Holder:
-    """Keeps an array alive as long as its capsule, which nobody takes over."""
-
-    def __init__(self, array, capsule):
-        self.array, self.capsule = array, capsule
-        self.device = getattr(array, "device", None)
-
-
-def look(array):
-    """Return the array, and address, shape, strides in bytes and dtype of its memory."""
+def look(argument, array):
+    """Return an array's capsule, and address, shape, strides in bytes and dtype of its memory."""
     capsule = array.__dlpack__(stream=_LEGACY_STREAM)
-    return _Holder(array, capsule), *describe(_pointer(capsule, b"dltensor"))[:4]
+    return capsule, *describe(argument, _pointer(capsule, b"dltensor"))[:4]
 
 
-def describe(pointer):
+def describe(argument, pointer):
     """Return address, shape, strides in bytes, dtype and device of a DLTensor."""
     tensor = _Tensor.from_address(pointer)
     code, bits = tensor.code, tensor.bits
     if tensor.lanes != 1 or (code, bits) not in {(2, 16), (2, 32), (2, 64), (_BFLOAT, 16)}:
         msg = (
-            "x: expected dtype float32, float64, float16 or bfloat16, got DLPack type code "
-            f"{code} of {bits} bits and {tensor.lanes} lane(s)"
+            f"{argument}: expected dtype float32, float64, float16 or bfloat16, got DLPack type "
+            f"code {code} of {bits} bits and {tensor.lanes} lane(s)"
         )
         raise BnnumbaTypeError(msg)
     dtype = np.dtype(ml_dtypes.bfloat16 if code == _BFLOAT else f"f{bits // 8}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import cuda as numba_cuda
 
+from ..compiling import compiling
 from ..errors import BackendError
 from .jit import SIMULATED
 from .plan import Traits
@@ -52,25 +53,42 @@ def assemble(ptx, capability):
     return bytes(code), report.decode().rstrip("\0")
 
 
-class _Loaded:
-    """A kernel on a device, and the memory that its arguments are packed into for a launch."""
+class _Packed:
+    """Memory that the arguments of a launch are packed into."""
 
-    def __init__(self, kernel, function):
-        self.function = function
-        self.format = kernel.format
-        self.buffer = ctypes.create_string_buffer(struct.calcsize(self.format))
+    def __init__(self, layout):
+        self.layout = layout  # of `struct`
+        self.buffer = ctypes.create_string_buffer(struct.calcsize(layout))
         first, offset = ctypes.addressof(self.buffer), 0
         places = []
-        for code in self.format:  # each argument at a multiple of its own size, as struct packs it
+        for code in layout:  # each argument at a multiple of its own size, as struct packs it
             size = struct.calcsize(code)
             offset = -(-offset // size) * size
             places.append(first + offset)
             offset += size
         self.pointers = (ctypes.c_void_p * len(places))(*places)
-        self.parameters = ctypes.addressof(self.pointers)
-        self.shared = _PLAIN_SHARED
-        # The driver copies the arguments before it returns, but lets other threads run meanwhile.
-        self.lock = threading.Lock()
+        self.address = ctypes.addressof(self.pointers)
+
+    def pack(self, arguments):
+        struct.pack_into(self.layout, self.buffer, 0, *arguments)
+
+
+class _Loaded:
+    """A kernel on a device."""
+
+    def __init__(self, kernel, function):
+        self.function = function
+        self.layout = kernel.format
+        self.most_shared = _PLAIN_SHARED
+        # Without a lock, which a signal handler would wait for that launches in the same thread.
+        self.unused = []
+
+    def take(self):
+        """Return memory for arguments that nobody else has."""
+        try:
+            return self.unused.pop()
+        except IndexError:
+            return _Packed(self.layout)
 
 
 def _start():
@@ -89,8 +107,6 @@ class Device:
         self.number = number
         _start()
         self._handle = _check(cuda.cuDeviceGet(number))
-        self._context = _check(cuda.cuDevicePrimaryCtxRetain(self._handle))
-        self._address = int(self._context)
         attribute = cuda.CUdevice_attribute
 
         def get(name):
@@ -107,12 +123,13 @@ class Device:
             get("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
             get("L2_CACHE_SIZE"),
         )
+        self._context = _check(cuda.cuDevicePrimaryCtxRetain(self._handle))
+        self._address = int(self._context)
         self._loaded = {}
-        self._loading = threading.Lock()
 
     def _load(self, kernel):
         """Compile a kernel for this device and load it."""
-        with self._loading:
+        with compiling():
             if kernel in self._loaded:
                 return self._loaded[kernel]
             name, code = kernel.ptx(self.traits.capability)
@@ -129,18 +146,19 @@ class Device:
     def launch(self, kernel, stream, grid, threads, shared, *arguments):
         """Launch a kernel on a stream of this device."""
         loaded = self._loaded.get(kernel) or self._load(kernel)
-        with loaded.lock:
-            if shared > loaded.shared:
-                name = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                _check(cuda.cuFuncSetAttribute(loaded.function, name, shared))
-                loaded.shared = shared
-            struct.pack_into(loaded.format, loaded.buffer, 0, *arguments)
-            _check(
-                cuda.cuLaunchKernel(
-                    loaded.function, grid, 1, 1, threads, 1, 1, shared, stream,
-                    loaded.parameters, 0,
-                )
-            )  # fmt: skip
+        if shared > loaded.most_shared:
+            name = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _check(cuda.cuFuncSetAttribute(loaded.function, name, self.traits.shared))
+            loaded.most_shared = self.traits.shared
+        packed = loaded.take()
+        packed.pack(arguments)
+        # The driver copies the arguments before it returns, but lets other threads run meanwhile.
+        _check(
+            cuda.cuLaunchKernel(
+                loaded.function, grid, 1, 1, threads, 1, 1, shared, stream, packed.address, 0
+            )
+        )
+        loaded.unused.append(packed)
 
     def clear(self, address, size, stream):
         """Set memory to zero."""
@@ -212,14 +230,13 @@ class _Simulated:
 
 _entered = threading.local()
 _devices: dict[int, Any] = {}
-_making = threading.Lock()
 
 
 def device(number):
     """Return the device of a number."""
     found = _devices.get(number)
     if found is None:
-        with _making:
+        with compiling():
             if number not in _devices:
                 _devices[number] = _Simulated() if SIMULATED else Device(number)
             found = _devices[number]

@@ -8,18 +8,16 @@ a call passes few arguments and needs no array object of Numba's. In Numba's CUD
 import contextlib
 import inspect
 import re
-import threading
 from types import SimpleNamespace
 
 from numba import cuda, float32, float64, int64
+from numba.core.compiler_lock import global_compiler_lock
 
 __all__ = ["MAX_THREADS", "SIMULATED", "Kernel", "block", "inlined", "sync", "thread", "threads"]
 
 SIMULATED = bool(cuda.config.ENABLE_CUDASIM) if hasattr(cuda, "config") else False
 # Threads of a block at most: 128 registers are left to each, more than any kernel uses.
 MAX_THREADS = 512
-
-_compiling = threading.Lock()
 
 if SIMULATED:
     from .simulator import block, inlined, sync, thread, threads
@@ -60,7 +58,7 @@ def _device(capability):
 
     Numba asks the driver for the device at hand, which may be another one, or none.
     """
-    with _compiling:
+    with global_compiler_lock:
         asked = dispatcher.get_current_device
         dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
         try:

@@ -1,5 +1,6 @@
 """From arrays to launches: the canonical view that arrays share, the kernels, their arguments."""
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -179,22 +180,22 @@ def workspace(call, view, plan, fields, like):
 
 
 def copy_array(call, source, target):
-    """Copy, converting where the dtypes differ; False if the strides are too involved."""
-    size = source.size
-    if not size:
-        return True
+    """Copy, converting where the dtypes differ."""
+    if not source.size:
+        return
     a = tuple(s // source.dtype.itemsize for s in source.strides)
     b = tuple(s // target.dtype.itemsize for s in target.strides)
     dimensions = copy.merged(source.shape, a, b)
-    if dimensions is None:
-        return False
+    inner, outer = dimensions[: copy.DIMENSIONS], dimensions[copy.DIMENSIONS :]
     same = source.dtype == target.dtype
     found = _copies(source.dtype.name, "float32" if same else target.dtype.name)
     kernel = found.copy if same else found.convert
     threads = 32 if SIMULATED else 256
-    extents, a, b = dimensions
-    call.launch(
-        kernel, -(-size // threads), threads, 0, source.address, target.address, size,
-        *extents, *a, *b,
-    )  # fmt: skip
-    return True
+    extents, a, b = zip(*inner, strict=True)
+    size = math.prod(extents)
+    for index in np.ndindex(*(extent for extent, _, _ in outer)):
+        from_, to = source.address, target.address
+        for i, (_, source_step, target_step) in zip(index, outer, strict=True):
+            from_ += i * source_step * source.dtype.itemsize
+            to += i * target_step * target.dtype.itemsize
+        call.launch(kernel, -(-size // threads), threads, 0, from_, to, size, *extents[:-1], *a, *b)

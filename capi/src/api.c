@@ -114,7 +114,7 @@ bnnumba_status bnnumba_running_update(bnnumba_running *handle, bnnumba_dtype dty
     data x_data;
     TRY(open_batch(dtype, layout, n, c, s, &b));
     TRY(open_data(&b, "x", x, 0, &x_data));
-    return bn_running_update_of(handle, &b, &x_data);
+    return bn_running_update_of(handle, "c", &b, &x_data);
 }
 
 bnnumba_status bnnumba_merge(int64_t c, int64_t *count, double *mean, double *m2,
@@ -151,9 +151,9 @@ bnnumba_status bn_merge(int64_t c, int64_t *count, double *mean, double *m2, dou
     if (!other_count)
         return BNNUMBA_OK;
     job j = {.c = c, .count = *count, .other_count = other_count};
-    j.mean = (int64_t)(intptr_t)mean, j.m2 = (int64_t)(intptr_t)m2;
-    j.rest = (int64_t)(intptr_t)rest, j.other_rest = (int64_t)(intptr_t)other_rest;
-    j.other_mean = (int64_t)(intptr_t)other_mean, j.other_m2 = (int64_t)(intptr_t)other_m2;
+    j.mean = ADDRESS(mean), j.m2 = ADDRESS(m2);
+    j.rest = ADDRESS(rest), j.other_rest = ADDRESS(other_rest);
+    j.other_mean = ADDRESS(other_mean), j.other_m2 = ADDRESS(other_m2);
     TRY(bn_shared(KERNEL_join, &j));
     *count = total;
     return BNNUMBA_OK;

@@ -49,7 +49,7 @@ bnnumba_status bn_check_extents(const batch *b)
     TRY(bn_check_count("s", b->s));
     /* A workspace of some hundred bytes per channel must not overflow either. */
     if (b->c > INT64_MAX >> 24)
-        return bn_fail(BNNUMBA_ERROR_ARGUMENT, "c: expected at most 2^39 channels, got %lld",
+        return bn_fail(BNNUMBA_ERROR_ARGUMENT, "c: expected less than 2^39 channels, got %lld",
                        (ll)b->c);
     /* With an extent of 0 the others may be anything, but their product must be a number. */
     if (__builtin_mul_overflow(b->n, b->s, &size) || __builtin_mul_overflow(size, b->c, &size) ||

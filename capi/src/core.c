@@ -62,9 +62,9 @@ static bnnumba_status update(workspace *w, int64_t c, int64_t count, const doubl
     double *running_var = bn_widen(w, params->dtype, params->running_var, c);
     job j = {.c = c, .count = count, .momentum = params->momentum};
     j.correction = params->correction;
-    j.mean = (int64_t)(intptr_t)mean, j.m2 = (int64_t)(intptr_t)m2;
-    j.running_mean = (int64_t)(intptr_t)running_mean;
-    j.running_var = (int64_t)(intptr_t)running_var;
+    j.mean = ADDRESS(mean), j.m2 = ADDRESS(m2);
+    j.running_mean = ADDRESS(running_mean);
+    j.running_var = ADDRESS(running_var);
     TRY(bn_shared(KERNEL_update_running, &j));
     bn_narrow(params->dtype, running_mean, c, params->running_mean);
     bn_narrow(params->dtype, running_var, c, params->running_var);
@@ -77,9 +77,9 @@ static bnnumba_status constant_stats(workspace *w, int64_t c, const bnnumba_para
 {
     *stats_out = bn_take(w, 3 * c);
     job j = {.c = c, .eps = params->eps};
-    j.running_mean = (int64_t)(intptr_t)bn_widen(w, params->dtype, params->running_mean, c);
-    j.running_var = (int64_t)(intptr_t)bn_widen(w, params->dtype, params->running_var, c);
-    j.stats = (int64_t)(intptr_t)*stats_out;
+    j.running_mean = ADDRESS(bn_widen(w, params->dtype, params->running_mean, c));
+    j.running_var = ADDRESS(bn_widen(w, params->dtype, params->running_var, c));
+    j.stats = ADDRESS(*stats_out);
     return bn_shared(KERNEL_constant_stats, &j);
 }
 

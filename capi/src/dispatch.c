@@ -7,10 +7,10 @@
 
 /* kernel bnnumba_forward_ncs_f32_v3, ... */
 #define DECLARE(name, level) extern kernel bnnumba_##name##_##level;
-#define ADDRESS(name, level) bnnumba_##name##_##level,
+#define SYMBOL(name, level) bnnumba_##name##_##level,
 #define LEVEL(level, text)                                          \
     KERNELS_OF(DECLARE, level)                                      \
-    static kernel *const table_##level[] = {KERNELS_OF(ADDRESS, level)};
+    static kernel *const table_##level[] = {KERNELS_OF(SYMBOL, level)};
 LEVELS(LEVEL)
 #undef LEVEL
 

@@ -19,7 +19,7 @@ static const char *const names[] = {
 static kernel *table[KERNEL_COUNT];
 static char cpu[64] = "none";
 static int started;
-/* Held by the thread that has Python at work: it starts, or compiles a kernel. */
+/* Held by the thread that has Python at work: it starts, compiles, or serves a GPU. */
 static pthread_mutex_t python = PTHREAD_MUTEX_INITIALIZER;
 /* Whether this thread holds it for a fork. */
 static __thread int held;
@@ -27,11 +27,9 @@ static __thread int held;
 static int broken;
 /* What Python said when it failed; "" if it did not get that far. */
 static __thread char said[400];
-static __thread bnnumba_status said_status;
 
 void bn_python_failed(bnnumba_status status, const char *text)
 {
-    said_status = status;
     snprintf(said, sizeof said, "%s", text);
     bn_fail(status, "%s", text);
 }
@@ -63,7 +61,7 @@ static void after_fork_in_parent(void)
 
 static void after_fork_in_child(void)
 {
-    broken = !held && !started;
+    broken |= !held && !started;
     python = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
 }
 
@@ -90,7 +88,7 @@ static bnnumba_status start(void)
     if (bn_python_start(PACKAGE_VERSION, FIELDS, cpu, sizeof cpu))
         return BNNUMBA_OK;
     return bn_fail(BNNUMBA_ERROR_PYTHON, "bnnumba does not start in the Python environment %s: %s",
-                   environment(), said[0] ? said : "see the traceback on stderr");
+                   environment(), said[0] ? said : "see the traceback on stderr (does it have cffi? bnnumba[capi])");
 }
 
 bnnumba_status bnnumba_init(void)
@@ -109,6 +107,19 @@ bnnumba_status bnnumba_init(void)
     return status;
 }
 
+bnnumba_status bn_enter_python(void)
+{
+    TRY(bnnumba_init());
+    pthread_mutex_lock(&python);
+    return BNNUMBA_OK;
+}
+
+bnnumba_status bn_leave_python(bnnumba_status status)
+{
+    pthread_mutex_unlock(&python);
+    return status;
+}
+
 const char *bnnumba_isa(void)
 {
     return __atomic_load_n(&started, __ATOMIC_ACQUIRE) ? cpu : "none";
@@ -118,10 +129,9 @@ bnnumba_status bn_kernel(kernel_id id, kernel **kernel_out)
 {
     kernel *found = __atomic_load_n(&table[id], __ATOMIC_ACQUIRE);
     if (!found) {
-        TRY(bnnumba_init());
-        pthread_mutex_lock(&python);
+        TRY(bn_enter_python());
         intptr_t address = bn_python_kernel(names[id]);
-        pthread_mutex_unlock(&python);
+        bn_leave_python(BNNUMBA_OK);
         if (!address)
             return BNNUMBA_ERROR_PYTHON;
         memcpy(&found, &address, sizeof found);

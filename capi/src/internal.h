@@ -33,6 +33,8 @@ typedef enum kernel_id { KERNELS(AS_ENUM) KERNEL_COUNT } kernel_id;
 /* The steps that read data, in the order in which kernels.h lists them for each dtype and view. */
 typedef enum step { CHOOSE, FORWARD, COLLECT, NORMALIZE, BACKWARD, REDUCE, INPUT, STEPS } step;
 
+#define ADDRESS(pointer) ((int64_t)(intptr_t)(pointer))
+
 /* Make sure that `id` can be called and return it, or fail. */
 bnnumba_status bn_kernel(kernel_id id, kernel **kernel_out);
 
@@ -42,12 +44,15 @@ bnnumba_status bn_kernel(kernel_id id, kernel **kernel_out);
  */
 #ifdef BNNUMBA_EMBED
 #include "python.h"
-#define ON_DEVICE(x, call)         \
-    do {                           \
-        if ((x)->on_device) {      \
-            TRY(bnnumba_init());   \
-            return call;           \
-        }                          \
+/* Between these Python is at work, for which a fork waits. */
+bnnumba_status bn_enter_python(void);
+bnnumba_status bn_leave_python(bnnumba_status status);
+#define ON_DEVICE(x, call)                 \
+    do {                                   \
+        if ((x)->on_device) {              \
+            TRY(bn_enter_python());        \
+            return bn_leave_python(call);  \
+        }                                  \
     } while (0)
 #else
 #define ON_DEVICE(x, call) \
@@ -194,6 +199,8 @@ bnnumba_status bn_backward_training_of(const batch *b, const data *x, const data
 bnnumba_status bn_backward_inference_of(const batch *b, const data *x, const data *dy,
                                         const bnnumba_params *params, const data *dx,
                                         void *dweight_out, void *dbias_out);
-bnnumba_status bn_running_update_of(bnnumba_running *handle, const batch *b, const data *x);
+/* `channels` is the argument that says how many there are. */
+bnnumba_status bn_running_update_of(bnnumba_running *handle, const char *channels, const batch *b,
+                                    const data *x);
 
 #endif

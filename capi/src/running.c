@@ -102,13 +102,20 @@ bnnumba_status bnnumba_running_destroy(bnnumba_running *handle)
     return status;
 }
 
-static bnnumba_status join(slot *into, const char *name, int64_t c, int64_t count,
-                           const double *mean, const double *m2, const double *rest)
+/* Find a handle that has `c` channels, as the argument `name` says. */
+static bnnumba_status find_with(bnnumba_running *handle, const char *name, int64_t c, slot **found)
 {
-    if (into->c != c)
+    TRY(find("handle", handle, found));
+    if ((*found)->c != c)
         return bn_fail(BNNUMBA_ERROR_ARGUMENT, "%s: expected %lld channels, got %lld", name,
-                       (long long)into->c, (long long)c);
-    return bn_merge(c, &into->count, into->mean, into->m2, into->rest, count, mean, m2, rest);
+                       (long long)(*found)->c, (long long)c);
+    return BNNUMBA_OK;
+}
+
+static bnnumba_status join(slot *into, int64_t count, const double *mean, const double *m2,
+                           const double *rest)
+{
+    return bn_merge(into->c, &into->count, into->mean, into->m2, into->rest, count, mean, m2, rest);
 }
 
 /*
@@ -121,15 +128,14 @@ static bnnumba_status prepare_join(void)
     return bn_kernel(KERNEL_join, &unused);
 }
 
-bnnumba_status bn_running_update_of(bnnumba_running *handle, const batch *b, const data *x)
+bnnumba_status bn_running_update_of(bnnumba_running *handle, const char *channels, const batch *b,
+                                    const data *x)
 {
     slot *found;
     workspace w;
     int64_t count;
     bn_lock();
-    bnnumba_status status = find("handle", handle, &found);
-    if (status == BNNUMBA_OK && found->c != b->c)
-        status = join(found, "c", b->c, 0, NULL, NULL, NULL);
+    bnnumba_status status = find_with(handle, channels, b->c, &found);
     bn_unlock();
     TRY(status);
     TRY(prepare_join());
@@ -138,9 +144,9 @@ bnnumba_status bn_running_update_of(bnnumba_running *handle, const batch *b, con
     status = bn_moments_of(b, x, &count, mean, m2, rest);
     if (status == BNNUMBA_OK) {
         bn_lock();
-        status = find("handle", handle, &found); /* it may have gone meanwhile */
+        status = find_with(handle, channels, b->c, &found); /* it may have gone meanwhile */
         if (status == BNNUMBA_OK)
-            status = join(found, "c", b->c, count, mean, m2, rest);
+            status = join(found, count, mean, m2, rest);
         bn_unlock();
     }
     bn_release(&w);
@@ -152,11 +158,14 @@ bnnumba_status bnnumba_running_add(bnnumba_running *handle, int64_t c, int64_t c
 {
     slot *found;
     TRY(bn_check_count("count", count));
+    TRY(bn_check_count("c", c));
+    TRY(bn_check_pointer("mean", mean, c, 8, 0));
+    TRY(bn_check_pointer("m2", m2, c, 8, 0));
     TRY(prepare_join());
     bn_lock();
-    bnnumba_status status = find("handle", handle, &found);
+    bnnumba_status status = find_with(handle, "c", c, &found);
     if (status == BNNUMBA_OK)
-        status = join(found, "c", c, count, mean, m2, NULL);
+        status = join(found, count, mean, m2, NULL);
     bn_unlock();
     return status;
 }
@@ -171,13 +180,15 @@ bnnumba_status bnnumba_running_merge(bnnumba_running *handle, bnnumba_running *o
     if (status == BNNUMBA_OK)
         status = find("other", other, &from);
     if (status == BNNUMBA_OK)
+        status = find_with(handle, "other", from->c, &to);
+    if (status == BNNUMBA_OK)
         status = bn_reserve(&w, 3 * from->c);
     if (status == BNNUMBA_OK) {
         /* A copy, as both may be the same. */
         int64_t c = from->c;
         double *copy = bn_take(&w, 3 * c);
         memcpy(copy, from->mean, (size_t)c * 24);
-        status = join(to, "other", c, from->count, copy, copy + c, copy + 2 * c);
+        status = join(to, from->count, copy, copy + c, copy + 2 * c);
     }
     bn_unlock();
     bn_release(&w);

@@ -57,8 +57,6 @@ void bn_narrow(bnnumba_dtype dtype, const double *from, int64_t c, void *to)
 
 /* --- one step -------------------------------------------------------------------------------- */
 
-#define ADDRESS(pointer) ((int64_t)(intptr_t)(pointer))
-
 /* A step in progress: what to run, on which job, by how many threads, in which memory. */
 typedef struct running_step {
     kernel *run;

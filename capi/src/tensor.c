@@ -336,5 +336,5 @@ bnnumba_status bnnumba_running_update_dl(bnnumba_running *handle, const DLTensor
 {
     opened o;
     TRY(open_tensors(&o, axis, 1, (const DLTensor *[]){x}, (const char *[]){"x"}, 0));
-    return finish(&o, bn_running_update_of(handle, &o.b, &o.views[0]));
+    return finish(&o, bn_running_update_of(handle, "x", &o.b, &o.views[0]));
 }

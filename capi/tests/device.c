@@ -244,6 +244,9 @@ static void refused(void)
                 bnnumba_forward_training_dl(&t, 1, NULL, &other, NULL));
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "params.running_mean",
                 bnnumba_forward_inference_dl(&t, 1, &p, &t));
+    other = t, other.byte_offset = 1;
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "x: expected an array that is aligned",
+                bnnumba_forward_training_dl(&other, 1, NULL, &t, NULL));
     p.eps = -1;
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "eps", bnnumba_forward_training_dl(&t, 1, &p, &t, NULL));
     if (on_cuda) {

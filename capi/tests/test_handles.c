@@ -32,6 +32,21 @@ static void stale(void)
     CHECK_OK(bnnumba_running_destroy(second));
 }
 
+/* Errors name the arguments that the function has. */
+static void named(void)
+{
+    bnnumba_running *two;
+    CHECK_OK(bnnumba_running_create(2, &two));
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "mean: ", bnnumba_running_add(two, 2, 1, NULL, m2));
+    CHECK(!strncmp(bnnumba_last_error(), "mean: ", 6));
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "m2: ", bnnumba_running_add(two, 2, 1, mean, NULL));
+    CHECK(!strncmp(bnnumba_last_error(), "m2: ", 4));
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "c: ", bnnumba_running_add(two, C, 1, mean, m2));
+    CHECK(!strncmp(bnnumba_last_error(), "c: ", 3));
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "c: ", bnnumba_running_add(two, -1, 1, mean, m2));
+    CHECK_OK(bnnumba_running_destroy(two));
+}
+
 static void many(void)
 {
     enum { MANY = 1000 };
@@ -108,6 +123,7 @@ int main(void)
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "count: ", bnnumba_running_add(a, C, -3, mean, m2));
     CHECK_OK(bnnumba_running_destroy(a));
     CHECK_OK(bnnumba_running_destroy(b));
+    named();
     stale();
     many();
     return 0;
