@@ -184,7 +184,7 @@ def test_a_capsule_of_another_kind_of_device_is_an_error():
 
 
 def test_a_parameter_of_another_dtype_is_named():
-    with pytest.raises(bn.BnnumbaTypeError, match="weight: expected dtype .*type code 0 of 32"):
+    with pytest.raises(bn.BnnumbaTypeError, match=r"weight: expected dtype .*type code 0 of 32"):
         bn.batch_norm_training(Capsule(normal((4, 3))), Capsule(np.ones(3, np.int32), code=0))
 
 

@@ -362,9 +362,9 @@ def test_running_statistics_apart_from_all_else(statistic, other):
 
 def test_running_statistics_are_not_those_that_they_are_updated_with():
     m, zeros = bn.Moments(3, np.ones(C), np.ones(C)), np.zeros(C)
-    with pytest.raises(bn.BnnumbaValueError, match="running_var: must not overlap m.m2"):
+    with pytest.raises(bn.BnnumbaValueError, match=r"running_var: must not overlap m\.m2"):
         bn.update_running(zeros, m.m2, m)
-    with pytest.raises(bn.BnnumbaValueError, match="running_mean: must not overlap m.mean"):
+    with pytest.raises(bn.BnnumbaValueError, match=r"running_mean: must not overlap m\.mean"):
         bn.update_running(m.mean, zeros, m)
 
 
@@ -377,7 +377,7 @@ def test_a_bool_is_no_number(name):
 def test_hints_in_errors():
     with pytest.raises(bn.BnnumbaValueError, match=r"x: .*values of one channel are x\[:, None\]"):
         bn.moments(np.ones(5))
-    with pytest.raises(bn.BnnumbaTypeError, match="weight: .* native byte order"):
+    with pytest.raises(bn.BnnumbaTypeError, match=r"weight: .* native byte order"):
         bn.batch_norm_training(normal((3, C)), np.ones(C, ">f4"))
 
     class Frame:

@@ -1,7 +1,7 @@
 """Moments: accuracy on hard data in every path, merging, and streaming in any order."""
 
-from concurrent.futures import ThreadPoolExecutor
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -321,16 +321,14 @@ def test_moments_of_what_is_no_number_are_an_error(name, value):
 
 
 def test_a_negative_m2_is_not_taken():
-    with pytest.raises(bn.BnnumbaValueError, match="m2: expected .* not negative, got -1"):
+    with pytest.raises(bn.BnnumbaValueError, match=r"m2: expected .* not negative, got -1"):
         bn.Moments(3, [0], [-1])
-    with pytest.raises(bn.BnnumbaValueError, match="m2: expected .* not negative, got -1"):
+    with pytest.raises(bn.BnnumbaValueError, match=r"m2: expected .* not negative, got -1"):
         bn.RunningMoments(1).load_state_dict({"count": 3, "mean": [0], "m2": [-1]})
 
 
 def test_more_values_than_an_integer_counts_are_an_error():
-    with pytest.raises(
-        bn.BnnumbaValueError, match=r"count: .* 2\*\*63 - 1, got 9223372036854775808"
-    ):
+    with pytest.raises(bn.BnnumbaValueError, match=r"count: .* 2\*\*63 - 1, got 9223372"):
         bn.Moments(2**63, [0], [0])
     half = bn.Moments(2**62, [1], [0])
     with pytest.raises(bn.BnnumbaValueError, match=r"other: expected fewer than 2\*\*63 values"):

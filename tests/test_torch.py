@@ -207,7 +207,7 @@ def test_autograd_is_told_what_is_written_to():
 
 def test_parameters_are_taken_as_they_are_where_nothing_is_differentiated():
     x, weight = tensor((4, 5, 6), torch.float32), torch.nn.Parameter(torch.full((5,), 2.0))
-    with pytest.raises(bn.BnnumbaTypeError, match="weight: .*requires a gradient"):
+    with pytest.raises(bn.BnnumbaTypeError, match=r"weight: .*requires a gradient"):
         bn.batch_norm_training(x, weight)
     with torch.no_grad():
         y, _ = bn.batch_norm_training(x, weight)
