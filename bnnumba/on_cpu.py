@@ -229,10 +229,10 @@ def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
             cpu.backward(x_view, dy_view, scale, stats, dx_view, dweight, dbias)
         else:
             sums = np.empty((2, channels))
-            cpu.backward_reduce(x_view, dy_view, stats[0], stats[2], sums, dweight, dbias)
-            none = _NONE[scale.dtype]
+            no_rest, none = _NONE[_DOUBLE], _NONE[scale.dtype]
+            cpu.backward_reduce(x_view, dy_view, stats[0], no_rest, stats[2], sums, dweight, dbias)
             # Constant statistics: dx = dy * invstd * weight, whatever stands in x.
-            cpu.normalize(dy_view, scale, none, np.zeros(channels), stats[2], dx_view)
+            cpu.normalize(dy_view, scale, none, np.zeros(channels), no_rest, stats[2], dx_view)
         if pending is not None:
             dx[...] = pending
     if out is not None and share(dx, array):

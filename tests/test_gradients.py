@@ -79,8 +79,10 @@ def test_a_constant_channel_with_no_eps_has_no_gradient():
 
 
 @pytest.mark.parametrize(
-    "shape", [(1_000_000, 2), (1_000_000, 1), (32, 1, 200, 200), (64, 3, 5000)]
-)
+    "shape",
+    [(10_000_000, 2), (1_000_000, 1), (256, 2), (8192, 2, 2), (5461, 2, 3), (32, 1, 200, 200),
+     (64, 3, 5000)],
+)  # fmt: skip
 def test_long_sums_of_one_gradient_do_not_drift(shape):
     # As of a mean loss, with float64's every digit in use: each addition rounds the same way.
     x, dy = normal(shape, np.float64), np.full(shape, 0.1)
@@ -89,6 +91,33 @@ def test_long_sums_of_one_gradient_do_not_drift(shape):
     expected = float(Fraction(0.1) * (x.size // shape[1]))
     np.testing.assert_allclose(gradients.bias, expected, rtol=16 * 2.0**-52)
     assert abs(gradients.x).max() < 16 * 2.0**-52
+
+
+@pytest.mark.parametrize("n", [1000, 100_000])
+@pytest.mark.parametrize(("dtype", "limits"), [(np.float32, (2, 2)), (np.float64, (50, 200))])
+def test_what_float64_has_no_room_for_of_a_mean_is_not_lost(n, dtype, limits):
+    # A channel that is constant but for one value: rounded to float64, the mean of 1e7 is off by as
+    # much as 1e-7 standard deviations, and x at the one value is hundreds of them away.
+    x = np.full((n, 2), 1e7, dtype)
+    x[3] += 1
+    dy = np.random.default_rng(0).random((n, 2)).astype(dtype)
+    y, saved = bn.batch_norm_training(x, eps=0.0)
+    got = bn.batch_norm_backward(dy, saved)
+    # Exact: with d = 1 at one of n, mean(d) = 1 / n and var(d) = (n - 1) / n^2.
+    mean, std = Fraction(1, n), math.sqrt(n - 1) / n
+    at, elsewhere = float(1 - mean) / std, float(-mean) / std
+    dbias = np.array([math.fsum(column) for column in dy.T.astype(float)])
+    dy3 = dy[3].astype(float)
+    dweight = dy3 * at + (dbias - dy3) * elsewhere
+    dx3 = (dy3 - dbias / n - at * dweight / n) / std
+    largest = abs(got.x).max()
+
+    def units(a, b, scale):
+        return np.max(abs(a - b)) / np.spacing(dtype(scale))
+
+    assert units(y[3], at, at) < limits[0]
+    assert units(got.x[3], dx3, largest) < limits[0]
+    assert units(got.weight, dweight, abs(dweight).max()) < limits[1]
 
 
 @pytest.mark.parametrize("place", [0, -1, 7])

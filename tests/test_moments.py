@@ -397,3 +397,25 @@ def test_a_stream_far_from_zero_keeps_its_variance(kind, pieces):
     for got in (updated, loaded, merged):
         assert abs(got.var()[0] / expected - 1) < 1e-13
         assert got.mean[0] == float(mean)
+
+
+@pytest.mark.parametrize(
+    ("shape", "first"),
+    [((5461, 2, 3), 22), ((8192, 2, 2), 32), ((131_072, 2), 16), ((1, 2, 16_000), 64),
+     ((511, 2), 16), ((334, 2, 49), 2), ((84, 2, 196), 3), ((5, 2, 3136), 1), ((2, 70_001), 1)],
+)  # fmt: skip
+def test_a_channel_that_is_constant_but_for_its_first_values(shape, first, dtype):
+    # Zeros, as padding is, then one value: whatever is added up is the same each time, and rounds
+    # the same way, while the pivot is as far off as it can be.
+    level = np.array(0.1, dtype)
+    x = np.full(shape, level)
+    if shape[0] == 1:
+        x[..., :first] = 0
+        zeros = first
+    else:
+        x[:first] = 0
+        zeros = first * x[0, 0].size
+    n = x.size // shape[1]
+    expected = Fraction(float(level)) ** 2 * zeros * (n - zeros) / n
+    for m2 in bn.moments(x).m2[:: shape[1] - 1]:
+        assert abs(Fraction(m2) / expected - 1) < Fraction(1, 10**12)

@@ -136,7 +136,7 @@ def test_gradient_sums_do_not_depend_on_how_many_channels_are_taken_at_a_time(mo
         monkeypatch.setattr(cpu, "_split_block", lambda *arguments, block=block: block)
         cpu._choose.cache_clear()
         sums = np.empty((2, 300))
-        cpu.backward_reduce(x, dy, stats[0], stats[2], sums, np.empty(300), np.empty(300))
+        cpu.backward_reduce(x, dy, stats[0], stats[3], stats[2], sums, np.empty(300), np.empty(300))
         found.append(sums)
     cpu._choose.cache_clear()
     for sums in found[1:]:

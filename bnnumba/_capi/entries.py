@@ -201,7 +201,8 @@ def _data_entries(kind, size, precision, rank):
         ranges.backward_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), data(job, job.dy, job.dy_n, job.dy_c),
             job.block, job.ahead, _plan_of(job), _optional(job, job.weight),
-            _rows(job, job.stats, 3), scratch(job, work), _partial(job), _rows(job, job.sums, 2),
+            _rows(job, job.stats, 3), _optional(job, job.rest), scratch(job, work), _partial(job),
+            _rows(job, job.sums, 2),
             coefficients(job, 4), data(job, job.y, job.y_n, job.y_c), _row(job, job.dweight),
             _row(job, job.dbias), job.streaming != 0,
         )  # fmt: skip
@@ -231,14 +232,16 @@ def _coefficient_entries(precision):
     def coefficients(begin, end, pointer, work):
         job = _job_at(pointer)
         ranges.coefficients_range(
-            begin, end, _row(job, job.mean), _row(job, job.invstd), _optional(job, job.weight),
-            _optional(job, job.bias), _dense(precision, job.coefs, (3, job.c + REPEATED)),
+            begin, end, _row(job, job.mean), _optional(job, job.rest), _row(job, job.invstd),
+            _optional(job, job.weight), _optional(job, job.bias),
+            _dense(precision, job.coefs, (3, job.c + REPEATED)),
         )  # fmt: skip
 
     def input_coefficients(begin, end, pointer, work):
         job = _job_at(pointer)
         ranges.input_coefficients_range(
-            begin, end, float(job.count), _row(job, job.mean), _row(job, job.invstd),
+            begin, end, float(job.count), _row(job, job.mean), _optional(job, job.rest),
+            _row(job, job.invstd),
             _rows(job, job.sums, 2), _optional(job, job.weight),
             _dense(precision, job.coefs, (4, job.c + REPEATED)),
         )  # fmt: skip
@@ -292,7 +295,8 @@ def _shared_entries():
     def sums(begin, end, pointer, work):
         job = _job_at(pointer)
         ranges.sums_range(
-            begin, end, _plan_of(job), _partial(job), _row(job, job.invstd),
+            begin, end, _plan_of(job), _partial(job), _optional(job, job.rest),
+            _row(job, job.invstd),
             _rows(job, job.sums, 2), _row(job, job.dweight), _row(job, job.dbias),
         )  # fmt: skip
 

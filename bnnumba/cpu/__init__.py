@@ -148,7 +148,7 @@ def forward(x, weight, bias, eps, y):
         )
         return stats
     collect_moments(x, eps, stats)
-    normalize(x, weight, bias, stats[0], stats[2], y)
+    normalize(x, weight, bias, stats[0], stats[3], stats[2], y)
     return stats
 
 
@@ -158,10 +158,12 @@ def collect_moments(x, eps, stats):
     threads.run(parallel.collect, large, x, block, plan, eps, stats)
 
 
-def normalize(x, weight, bias, mean, invstd, y):
-    """Write (x - mean) * invstd * weight + bias to `y`."""
+def normalize(x, weight, bias, mean, rest, invstd, y):
+    """Write (x - (mean + rest)) * invstd * weight + bias to `y`; an empty rest is 0."""
     large, block, _, plan, streaming = _choice(x, WRITES, 1)
-    threads.run(parallel.normalize, large, x, block, plan, weight, bias, mean, invstd, y, streaming)
+    threads.run(
+        parallel.normalize, large, x, block, plan, weight, bias, mean, rest, invstd, y, streaming
+    )
 
 
 def infer(x, weight, bias, mean, var, eps, y):
@@ -180,21 +182,23 @@ def backward(x, dy, weight, stats, dx, dweight, dbias):
         )  # fmt: skip
         return
     sums = np.empty((2, x.shape[1]))
-    backward_reduce(x, dy, stats[0], stats[2], sums, dweight, dbias)
+    backward_reduce(x, dy, stats[0], stats[3], stats[2], sums, dweight, dbias)
     count = x.size // x.shape[1]
-    backward_input(x, dy, weight, stats[0], stats[2], sums, count, dx)
+    backward_input(x, dy, weight, stats[0], stats[3], stats[2], sums, count, dx)
 
 
-def backward_reduce(x, dy, mean, invstd, sums, dweight, dbias):
+def backward_reduce(x, dy, mean, rest, invstd, sums, dweight, dbias):
     """Write sum_dy and sum_dy_xmu to `sums`, and the gradients of the parameters."""
     large, block, _, plan, _ = _choice(x, SUMS, 2)
-    threads.run(parallel.reduce, large, x, dy, block, plan, mean, invstd, sums, dweight, dbias)
+    threads.run(
+        parallel.reduce, large, x, dy, block, plan, mean, rest, invstd, sums, dweight, dbias
+    )
 
 
-def backward_input(x, dy, weight, mean, invstd, sums, count, dx):
+def backward_input(x, dy, weight, mean, rest, invstd, sums, count, dx):
     """Write the gradient of the input, given the sums over `count` values per channel."""
     large, block, _, plan, streaming = _choice(x, WRITES, 2)
     threads.run(
-        parallel.input_gradient, large, x, dy, block, plan, weight, mean, invstd, sums,
+        parallel.input_gradient, large, x, dy, block, plan, weight, mean, rest, invstd, sums,
         float(count), dx, streaming,
     )  # fmt: skip

@@ -28,17 +28,10 @@ from .memory import (
     stream,
     unaligned,
 )
-from .moments import WORKSPACE_NCS, next_sweep, row_group
+from .moments import RUN, SEGMENT, WORKSPACE_NCS, fold, next_sweep, row_group, rows_of_run
 from .normalize import repeat_first, side_by_side, store_live
 from .plan import slab_bounds
 from .simd import blend, bounded, fma, hsum, lanes, rounded, splat, splat_f64
-
-# Values of a channel, and rows in the rc view, that are added up before they are added to the sums
-# of others: the rounding of one long sum goes one way where dy is the same everywhere, as that of
-# a mean loss is (float64 of 10 million rows: dbias off by 11335 units in the last place, so by 1).
-# Where a run ends depends on the rows alone, and so no sum on who does which channels.
-RUN = 2048
-RUN_ROWS = 256
 
 
 @inlined
@@ -77,13 +70,6 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
     store(sums, at + 8, (q0 + q1) + (q2 + q3))
 
 
-@inlined
-def fold(work, at, to):
-    """Add 8 lanes of sums to those of the level above, and begin them anew."""
-    store(work, to, load_f64(work, to) + load_f64(work, at))
-    store(work, at, splat_f64(0.0))
-
-
 def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
     """Write the two sums over one slab of x[n, c, s] for a range of channels."""
     n, _, s = x.shape
@@ -93,20 +79,21 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
     for c in range(begin, end):
         for at in range((c - begin) * WORKSPACE_NCS, (c - begin) * WORKSPACE_NCS + 32, 8):
             store(work, at, zero)
-    together = max(1, RUN // (s1 - s0))
+    rows = rows_of_run(s1 - s0)
     for i in range(n0, n1):
+        folds = (i + 1 - n0) % rows == 0
         row_ahead = next_sweep(x, i + 1, begin, end)
         grad_ahead = next_sweep(dy, i + 1, begin, end)
         for c in range(begin, end):
             at = (c - begin) * WORKSPACE_NCS
             turn = span - (c - begin) * s
             row, grad = row_at(x, (i, c)), row_at(dy, (i, c))
-            for first in range(s0, s1, RUN):
-                last = min(s1, first + RUN)
+            for first in range(s0, s1, SEGMENT):
+                last = min(s1, first + SEGMENT)
                 accumulate_gradient_row(
                     row, grad, first, last, mean[c], row_ahead, grad_ahead, turn, work, at
                 )
-                if (i + 1 - n0) % together == 0:
+                if folds:
                     fold(work, at, at + 16)
                     fold(work, at + 8, at + 24)
     for c in range(begin, end):
@@ -149,8 +136,8 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
     n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
     for at in range(0, 4 * width, 8):
         store(work, at, splat_f64(0.0))
-    for start in range(n0, n1, RUN_ROWS):
-        stop = min(n1, start + RUN_ROWS)
+    for start in range(n0, n1, RUN):
+        stop = min(n1, start + RUN)
         for first in range(start, stop, group):
             last = min(stop, first + group)
             at = 0
@@ -188,8 +175,11 @@ reduce_slab = by_rank(reduce_slab_ncs, reduce_slab_rc)
 
 
 @inlined
-def add_slabs(begin, end, plan, partial, sums):
-    """Add ``partial[slab]`` over the slabs, in order, for a range of channels."""
+def add_slabs(begin, end, plan, partial, rest, sums):
+    """Add ``partial[slab]`` over the slabs, in order, for a range of channels.
+
+    Those are sums over x less the mean that float64 has room for, and the rest of it.
+    """
     for c in range(begin, end):
         sums[0, c] = partial[0, 0, c]
         sums[1, c] = partial[0, 1, c]
@@ -197,6 +187,9 @@ def add_slabs(begin, end, plan, partial, sums):
         for c in range(begin, end):
             sums[0, c] += partial[slab, 0, c]
             sums[1, c] += partial[slab, 1, c]
+    if rest.size:
+        for c in range(begin, end):
+            sums[1, c] -= rest[c] * sums[0, c]
 
 
 @inlined
@@ -208,7 +201,7 @@ def parameter_gradients(begin, end, invstd, sums, dweight, dbias):
 
 
 @inlined
-def input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs):
+def input_coefficients(begin, end, count, mean, rest, invstd, sums, weight, coefs):
     """Write ``coefs[:, c] = center, a, b, rest``, so that dx = a * dy + b * (x - center) + rest."""
     share = 1.0 / count
     for c in range(begin, end):
@@ -221,7 +214,10 @@ def input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs):
         coefs[0, c] = center
         coefs[1, c] = a
         coefs[2, c] = b
-        coefs[3, c] = -a * (sums[0, c] * share) - b * (mean[c] - center)
+        left = mean[c] - center
+        if rest.size:
+            left += rest[c]
+        coefs[3, c] = -a * (sums[0, c] * share) - b * left
     repeat_first(begin, end, coefs)
 
 

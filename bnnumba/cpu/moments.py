@@ -39,9 +39,15 @@ PIVOT_ROWS = 16
 # Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
 # loaded, added up and stored once for both (rows of 49: 17 % less time, of 16: 29 %, of 196 none).
 SHORT_ROW = 128
-# float64 numbers of workspace per channel, the channels padded to whole vectors: four, of which
-# moments take three; in the ncs view each has 8 lanes.
-WORKSPACE_NCS, WORKSPACE_RC = 32, 4
+# Additions to a sum before it is folded into that of the level above: adding up numbers that are
+# alike rounds the same way each time. In sums of 2048 the variance of a channel that is constant
+# but for its first values was off by 1e-10, so by 1e-12.
+RUN = 64
+# Values of a row that are added up to the four accumulators of 8 lanes in a run.
+SEGMENT = 32 * RUN
+# float64 numbers of workspace per channel, the channels padded to whole vectors: two sums on two
+# levels, and the pivot; in the ncs view each has 8 lanes.
+WORKSPACE_NCS, WORKSPACE_RC = 40, 5
 
 
 @inlined
@@ -101,6 +107,25 @@ def merge_slabs(begin, end, n, s, plan, partial, mean, m2, rest):
         b_of_total = total - a
         store_lanes(mean, c, live, total)
         store_lanes(rest, c, live, or_zero((a - (total - b_of_total)) + (b - b_of_total)))
+
+
+@inlined
+def fold(work, at, to):
+    """Add 8 lanes of sums to those of the level above; what rounding takes from these stays."""
+    here, above = load_f64(work, at), load_f64(work, to)
+    total = above + here
+    part = total - above
+    store(work, to, total)
+    store(work, at, or_zero((above - (total - part)) + (here - part)))
+
+
+@inlined
+def rows_of_run(width):
+    """Return how many rows of `width` values of a channel are added up before they are folded.
+
+    A lane of the busiest accumulator takes a value of each 32 in a row, and two or three more.
+    """
+    return max(1, RUN // (width // 32 + 3))
 
 
 @inlined
@@ -217,16 +242,18 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
             column1 = min(s1, column0 + plan[5])
             for c in range(begin, end):
                 at = (c - begin) * WORKSPACE_NCS
-                store(work, at, zero)
-                store(work, at + 8, zero)
-                work[at + 16] = pivot_of(x, c, row0, row1, column0, column1)
+                for level in range(at, at + 32, 8):
+                    store(work, level, zero)
+                work[at + 32] = pivot_of(x, c, row0, row1, column0, column1)
             together = 2 if column1 - column0 <= SHORT_ROW else 1
+            rows = max(1, rows_of_run(column1 - column0) // together) * together
             for i in range(row0, row1, together):
+                folds = (i + together - row0) % rows == 0
                 ahead = next_sweep(x, i + together, begin, end)
                 other_ahead = next_sweep(x, i + together + 1, begin, end)
                 for c in range(begin, end):
                     at = (c - begin) * WORKSPACE_NCS
-                    pivot = work[at + 16]
+                    pivot = work[at + 32]
                     turn = span - (c - begin) * s
                     row = row_at(x, (i, c))
                     if together == 2 and i + 1 < row1:
@@ -234,14 +261,22 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
                             row, row_at(x, (i + 1, c)), column0, column1, pivot, ahead,
                             other_ahead, turn, work, at,
                         )  # fmt: skip
+                        if folds:
+                            fold(work, at, at + 16)
+                            fold(work, at + 8, at + 24)
                     else:
-                        accumulate_row(row, column0, column1, pivot, ahead, turn, work, at)
+                        for first in range(column0, column1, SEGMENT):
+                            last = min(column1, first + SEGMENT)
+                            accumulate_row(row, first, last, pivot, ahead, turn, work, at)
+                            if folds:
+                                fold(work, at, at + 16)
+                                fold(work, at + 8, at + 24)
             size = (row1 - row0) * (column1 - column0)
             for c in range(begin, end):
                 at = (c - begin) * WORKSPACE_NCS
-                total = splat_f64(hsum(load_f64(work, at)))
-                square = splat_f64(hsum(load_f64(work, at + 8)))
-                pivot = splat_f64(work[at + 16] - origin[c])
+                total = splat_f64(hsum(load_f64(work, at) + load_f64(work, at + 16)))
+                square = splat_f64(hsum(load_f64(work, at + 8) + load_f64(work, at + 24)))
+                pivot = splat_f64(work[at + 32] - origin[c])
                 finish_chunk(mean, m2, c, 1, count, pivot, total, square, size)
             count += size
 
@@ -254,14 +289,16 @@ def row_group(x, width, arrays):
     row like that is hard on the prefetchers of the hardware, so that rows of the next group or a
     later one are prefetched in the order of memory (67 MB: 3.6 ms against 7.1, 1024 KB: 32 us
     against 40). A group further than needed would not stay in L1 (26 MB: 7 % longer), of two arrays
-    least of all: 8 rows of 2048 channels took a tenth less than 4, of two arrays 4 % more. The
-    compiler unrolls groups by four.
+    least of all: 8 rows of 2048 channels took a tenth less than 4, of two arrays 4 % more. A run
+    has a whole number of groups.
 
     The numbers are: rows of a group; how many rows on to prefetch; and how many stretches of memory
     those are, one where rows are taken whole, or one for each row.
     """
     distance = prefetch_distance(x)
-    group = max(8 // arrays, (4 + distance // 2 // width) // 4 * 4)
+    group = 8 // arrays
+    while 2 * group <= min(RUN, 4 + distance // 2 // width):
+        group *= 2
     return group, max(group, distance // width), 1 if width == x.shape[1] else group
 
 
@@ -272,7 +309,7 @@ def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
     They are the channels from ``begin + at`` on. A line from `ahead` is fetched for each row.
     """
     c = begin + at
-    k0, k1 = load_f64(work, 2 * width + at), load_f64(work, 2 * width + at + 8)
+    k0, k1 = load_f64(work, 4 * width + at), load_f64(work, 4 * width + at + 8)
     a0, a1 = load_f64(work, at), load_f64(work, at + 8)
     q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
     for i in range(row0, row1):
@@ -292,7 +329,8 @@ def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
 def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     """Write the moments of one slab of x[r, c], the mean relative to `origin`.
 
-    `work` holds sums, squares and pivots of the channels, each in a run padded to whole vectors.
+    `work` holds sums and squares of the channels on two levels and their pivots, each in a stretch
+    padded to whole vectors.
     """
     r = x.shape[0]
     width = (end - begin + 7) // 8 * 8
@@ -315,39 +353,45 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
             total = zero
             for i in range(row0 + 1, row0 + pivot_rows):
                 total = total + (load_lanes(row_at(x, (i,)), begin + at, live) - first)
+            store(work, 4 * width + at, first + total / splat_f64(float(pivot_rows)))
+        for at in range(0, 4 * width, 8):
             store(work, at, zero)
-            store(work, width + at, zero)
-            store(work, 2 * width + at, first + total / splat_f64(float(pivot_rows)))
-        for at in range(2 * width, 3 * width):
+        for at in range(4 * width, 5 * width):
             work[at] = rounded(x, work[at])
-        for first_row in range(row0, row1, group):
-            last_row = min(row1, first_row + group)
-            at = 0
-            for k in range(stretches):
-                ahead = row_at(x, (min(first_row + reach + k, r - 1),))
-                line = begin
-                until = 16 * (vectors * (k + 1) // stretches)
-                while at < until:
-                    line = accumulate_columns(
-                        x, begin, at, first_row, last_row, ahead, line, width, work
-                    )
-                    at += 16
-            while at < width:
-                live = end - begin - at
-                k0 = load_f64(work, 2 * width + at)
-                a0, q0 = load_f64(work, at), load_f64(work, width + at)
-                for i in range(first_row, last_row):
-                    d0 = load_lanes(row_at(x, (i,)), begin + at, live) - k0
-                    a0, q0 = a0 + d0, fma(d0, d0, q0)
-                store(work, at, a0)
-                store(work, width + at, q0)
-                at += 8
+        for start in range(row0, row1, RUN):
+            stop = min(row1, start + RUN)
+            for first_row in range(start, stop, group):
+                last_row = min(stop, first_row + group)
+                at = 0
+                for k in range(stretches):
+                    ahead = row_at(x, (min(first_row + reach + k, r - 1),))
+                    line = begin
+                    until = 16 * (vectors * (k + 1) // stretches)
+                    while at < until:
+                        line = accumulate_columns(
+                            x, begin, at, first_row, last_row, ahead, line, width, work
+                        )
+                        at += 16
+                while at < width:
+                    live = end - begin - at
+                    k0 = load_f64(work, 4 * width + at)
+                    a0, q0 = load_f64(work, at), load_f64(work, width + at)
+                    for i in range(first_row, last_row):
+                        d0 = load_lanes(row_at(x, (i,)), begin + at, live) - k0
+                        a0, q0 = a0 + d0, fma(d0, d0, q0)
+                    store(work, at, a0)
+                    store(work, width + at, q0)
+                    at += 8
+            if stop < row1:
+                for at in range(0, 2 * width, 8):
+                    fold(work, at, 2 * width + at)
         size = row1 - row0
         for at in range(0, width, 8):
             c = begin + at
             live = end - c
-            total, square = load_f64(work, at), load_f64(work, width + at)
-            pivot = load_f64(work, 2 * width + at) - load_lanes(origin, c, live)
+            total = load_f64(work, at) + load_f64(work, 2 * width + at)
+            square = load_f64(work, width + at) + load_f64(work, 3 * width + at)
+            pivot = load_f64(work, 4 * width + at) - load_lanes(origin, c, live)
             finish_chunk(mean, m2, c, live, count, pivot, total, square, size)
         count += size
 

@@ -52,10 +52,11 @@ def write_inverse_std(begin, end, m2, count, eps, invstd):
 
 
 @inlined
-def normalize_coefficients(begin, end, mean, invstd, weight, bias, coefs):
+def normalize_coefficients(begin, end, mean, rest, invstd, weight, bias, coefs):
     """Write ``coefs[:, c] = center, scale, shift``.
 
-    An empty weight or bias stands for ones or zeros.
+    `rest` is what float64 has no room for of the mean. An empty weight stands for ones, an empty
+    rest or bias for zeros.
     """
     for c in range(begin, end):
         scale = invstd[c]
@@ -63,7 +64,10 @@ def normalize_coefficients(begin, end, mean, invstd, weight, bias, coefs):
             scale *= weight[c]
         scale = bounded(coefs, scale)
         center = rounded(coefs, mean[c])
-        shift = -(mean[c] - center) * scale
+        left = mean[c] - center
+        if rest.size:
+            left += rest[c]
+        shift = -left * scale
         if bias.size:
             shift += bias[c]
         coefs[0, c] = center

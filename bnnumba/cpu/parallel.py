@@ -83,10 +83,10 @@ def _collect(x, block, plan, eps, stats):
     merge_range(0, channels, x.shape[0], s, plan, partial, eps, stats)
 
 
-def _normalize(x, block, plan, weight, bias, mean, invstd, y, streaming):
+def _normalize(x, block, plan, weight, bias, mean, rest, invstd, y, streaming):
     channels = x.shape[1]
     _, coefs = room(y, 0, 0, 3)
-    coefficients_range(0, channels, mean, invstd, weight, bias, coefs)
+    coefficients_range(0, channels, mean, rest, invstd, weight, bias, coefs)
     for item in prange(plan[0] * ((channels + block - 1) // block)):
         first = np.int64(item)
         normalize_range(first, first + 1, x, block, plan, coefs, y, streaming)
@@ -99,7 +99,7 @@ def _infer(x, block, plan, weight, bias, mean, var, eps, y, streaming):
     for c in range(channels):
         invstd[c] = var[c]  # contiguous here, as vectors are
     write_inverse_std(0, channels, invstd, 1, eps, invstd)
-    coefficients_range(0, channels, mean, invstd, weight, bias, coefs)
+    coefficients_range(0, channels, mean, invstd[:0], invstd, weight, bias, coefs)
     for item in prange(plan[0] * ((channels + block - 1) // block)):
         first = np.int64(item)
         normalize_range(first, first + 1, x, block, plan, coefs, y, streaming)
@@ -112,25 +112,25 @@ def _backward(x, dy, block, ahead, plan, weight, stats, dx, dweight, dbias, stre
         work = np.empty(workspace(x, block))
         first = np.int64(item)
         backward_range(
-            first, first + 1, x, dy, block, ahead, plan, weight, stats, work, partial, sums, coefs,
-            dx, dweight, dbias, streaming,
+            first, first + 1, x, dy, block, ahead, plan, weight, stats, stats[3], work, partial,
+            sums, coefs, dx, dweight, dbias, streaming,
         )  # fmt: skip
 
 
-def _reduce(x, dy, block, plan, mean, invstd, sums, dweight, dbias):
+def _reduce(x, dy, block, plan, mean, rest, invstd, sums, dweight, dbias):
     channels = x.shape[1]
     partial = np.empty((plan[0], 2, channels))
     for item in prange(plan[0] * ((channels + block - 1) // block)):
         work = np.empty(workspace(x, block))
         first = np.int64(item)
         reduce_range(first, first + 1, x, dy, block, plan, mean, work, partial)
-    sums_range(0, channels, plan, partial, invstd, sums, dweight, dbias)
+    sums_range(0, channels, plan, partial, rest, invstd, sums, dweight, dbias)
 
 
-def _input(x, dy, block, plan, weight, mean, invstd, sums, count, dx, streaming):
+def _input(x, dy, block, plan, weight, mean, rest, invstd, sums, count, dx, streaming):
     channels = x.shape[1]
     _, coefs = room(dx, 0, 0, 4)
-    input_coefficients_range(0, channels, count, mean, invstd, sums, weight, coefs)
+    input_coefficients_range(0, channels, count, mean, rest, invstd, sums, weight, coefs)
     for item in prange(plan[0] * ((channels + block - 1) // block)):
         first = np.int64(item)
         input_range(first, first + 1, x, dy, block, plan, coefs, dx, streaming)

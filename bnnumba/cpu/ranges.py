@@ -50,7 +50,7 @@ def forward_range(
         s = count // x.shape[0]
         merge_slabs(c0, c1, x.shape[0], s, plan, partial, stats[0], stats[1], stats[3])
         write_inverse_std(c0, c1, stats[1], count, eps, stats[2])
-        normalize_coefficients(c0, c1, stats[0], stats[2], weight, bias, coefs)
+        normalize_coefficients(c0, c1, stats[0], stats[3], stats[2], weight, bias, coefs)
         for slab in range(plan[0] - 1, -1, -1):
             normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, ahead, 0)
 
@@ -80,14 +80,14 @@ def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
 
 
 @kernel
-def coefficients_range(begin, end, mean, invstd, weight, bias, coefs):
+def coefficients_range(begin, end, mean, rest, invstd, weight, bias, coefs):
     """Write the coefficients that normalize the channels ``[begin, end)``."""
-    normalize_coefficients(begin, end, mean, invstd, weight, bias, coefs)
+    normalize_coefficients(begin, end, mean, rest, invstd, weight, bias, coefs)
 
 
 @kernel
 def backward_range(
-    begin, end, x, dy, block, ahead, plan, weight, stats, work, partial, sums, coefs,
+    begin, end, x, dy, block, ahead, plan, weight, stats, rest, work, partial, sums, coefs,
     dx, dweight, dbias, streaming,
 ):  # fmt: skip
     """Write the three gradients of blocks of channels normalized by their own statistics."""
@@ -99,9 +99,9 @@ def backward_range(
         for slab in range(plan[0]):
             first, second = partial[slab, 0], partial[slab, 1]
             reduce_slab(x, dy, slab, c0, c1, plan, work, stats[0], first, second)
-        add_slabs(c0, c1, plan, partial, sums)
+        add_slabs(c0, c1, plan, partial, rest, sums)
         parameter_gradients(c0, c1, stats[2], sums, dweight, dbias)
-        input_coefficients(c0, c1, count, stats[0], stats[2], sums, weight, coefs)
+        input_coefficients(c0, c1, count, stats[0], rest, stats[2], sums, weight, coefs)
         for slab in range(plan[0] - 1, -1, -1):
             input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, ahead, 0)
 
@@ -116,9 +116,9 @@ def reduce_range(begin, end, x, dy, block, plan, mean, work, partial):
 
 
 @kernel
-def sums_range(begin, end, plan, partial, invstd, sums, dweight, dbias):
+def sums_range(begin, end, plan, partial, rest, invstd, sums, dweight, dbias):
     """Add partial sums and write dweight and dbias for the channels ``[begin, end)``."""
-    add_slabs(begin, end, plan, partial, sums)
+    add_slabs(begin, end, plan, partial, rest, sums)
     parameter_gradients(begin, end, invstd, sums, dweight, dbias)
 
 
@@ -132,6 +132,6 @@ def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
 
 
 @kernel
-def input_coefficients_range(begin, end, count, mean, invstd, sums, weight, coefs):
+def input_coefficients_range(begin, end, count, mean, rest, invstd, sums, weight, coefs):
     """Write the coefficients of dx for the channels ``[begin, end)``."""
-    input_coefficients(begin, end, count, mean, invstd, sums, weight, coefs)
+    input_coefficients(begin, end, count, mean, rest, invstd, sums, weight, coefs)

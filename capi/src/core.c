@@ -165,7 +165,7 @@ bnnumba_status bn_forward_inference_of(const batch *b, const data *x, const bnnu
     double *bias = bn_widen(&w, p.dtype, p.bias, c);
     bnnumba_status status = constant_stats(&w, c, &p, &stats);
     if (status == BNNUMBA_OK)
-        status = bn_normalize(b, x, weight, bias, stats, stats + 2 * c, y);
+        status = bn_normalize(b, x, weight, bias, stats, NULL, stats + 2 * c, y);
     bn_release(&w);
     return status;
 }
@@ -249,7 +249,7 @@ bnnumba_status bn_backward_inference_of(const batch *b, const data *x, const dat
         status = bn_reduce(b, x, dy, stats, stats + 2 * c, dweight, dbias);
     /* Constant statistics: dx = dy * invstd * weight, whatever stands in x. */
     if (status == BNNUMBA_OK && dx)
-        status = bn_normalize(b, dy, weight, NULL, zeros, stats + 2 * c, dx);
+        status = bn_normalize(b, dy, weight, NULL, zeros, NULL, stats + 2 * c, dx);
     if (status == BNNUMBA_OK) {
         bn_narrow(p.dtype, dweight, c, dweight_out);
         bn_narrow(p.dtype, dbias, c, dbias_out);

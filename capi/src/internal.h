@@ -127,7 +127,7 @@ bnnumba_status bn_check_overlap(const spans *all);
 
 /* --- memory ---------------------------------------------------------------------------------- */
 
-enum { CACHE_LINE = 64, SMALL_WORKSPACE = 416 };
+enum { CACHE_LINE = 64, SMALL_WORKSPACE = 480 };
 
 /* A workspace of doubles from one allocation, handed out from front to back. */
 typedef struct workspace {
@@ -169,12 +169,14 @@ void bn_unlock(void);
 
 /* --- steps.c: the CPU backend, as bnnumba/cpu/__init__.py ------------------------------------ */
 
-/* weight and bias are c doubles or NULL; stats are the rows mean, m2, invstd. */
+/* weight, bias and rest are c doubles or NULL; stats are the rows mean, m2, invstd, and where they
+ * are written the rest of the mean. */
 bnnumba_status bn_forward(const batch *b, const data *x, const double *weight, const double *bias,
                           double eps, double *stats, const data *y);
 bnnumba_status bn_collect(const batch *b, const data *x, double eps, double *stats);
 bnnumba_status bn_normalize(const batch *b, const data *x, const double *weight, const double *bias,
-                            const double *mean, const double *invstd, const data *y);
+                            const double *mean, const double *rest, const double *invstd,
+                            const data *y);
 bnnumba_status bn_backward(const batch *b, const data *x, const data *dy, const double *weight,
                            const double *stats, const data *dx, double *dweight, double *dbias);
 bnnumba_status bn_reduce(const batch *b, const data *x, const data *dy, const double *mean,

@@ -192,14 +192,15 @@ bnnumba_status bn_collect(const batch *b, const data *x, double eps, double *sta
 }
 
 bnnumba_status bn_normalize(const batch *b, const data *x, const double *weight, const double *bias,
-                            const double *mean, const double *invstd, const data *y)
+                            const double *mean, const double *rest, const double *invstd,
+                            const data *y)
 {
     running_step r;
     TRY(plan(&r, b, x, NULL, y));
     TRY(choose(&r, b, NORMALIZE, WRITES));
     TRY(reserve(&r, COEFS(b)));
     r.j.coefs = take_coefs(&r, b, y);
-    r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd);
+    r.j.mean = ADDRESS(mean), r.j.rest = ADDRESS(rest), r.j.invstd = ADDRESS(invstd);
     r.j.weight = ADDRESS(weight), r.j.bias = ADDRESS(bias);
     bnnumba_status status = bn_shared(coefficients_kernel(b), &r.j);
     if (status == BNNUMBA_OK)
@@ -217,7 +218,7 @@ bnnumba_status bn_forward(const batch *b, const data *x, const double *weight, c
     if (!r.j.block) {
         bn_leave(r.threads);
         TRY(bn_collect(b, x, eps, stats));
-        return bn_normalize(b, x, weight, bias, stats, stats + 2 * b->c, y);
+        return bn_normalize(b, x, weight, bias, stats, stats + 3 * b->c, stats + 2 * b->c, y);
     }
     TRY(reserve(&r, COEFS(b) + partial_size(&r)));
     r.j.coefs = take_coefs(&r, b, y);
