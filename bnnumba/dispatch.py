@@ -157,6 +157,12 @@ def _kind(value: Array) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _no_array(argument: str, value: Array) -> BnnumbaTypeError:
+    hint = f"; use {argument}.to_numpy()" if hasattr(type(value), "to_numpy") else ""
+    wanted = "an array (NumPy, or one that speaks DLPack)"
+    return BnnumbaTypeError(f"{argument}: expected {wanted}, got {_kind(value)}{hint}")
+
+
 def _not_of(library: Library, argument: str, value: Array) -> BnnumbaTypeError:
     if isinstance(value, (list, tuple)):
         hint = "; use np.asarray(...)" if library is NUMPY else ""
@@ -207,6 +213,8 @@ def library_of(argument: str, array: Array) -> Library:
     """Return the library of an array that decides where a call runs, or raise."""
     if isinstance(array, (np.ndarray, np.generic)):  # a scalar is as good as an array of rank 0
         return NUMPY
+    if isinstance(array, type):  # has the methods of an array, but is none
+        raise _no_array(argument, array)
     from array_api_compat import is_jax_array, is_torch_array
 
     if is_torch_array(array):
@@ -223,12 +231,7 @@ def library_of(argument: str, array: Array) -> Library:
     if isinstance(array, (list, tuple)):
         msg = f"{argument}: expected an array, got a {_kind(array)}; use np.asarray({argument})"
         raise BnnumbaTypeError(msg)
-    hint = f"; use {argument}.to_numpy()" if hasattr(type(array), "to_numpy") else ""
-    msg = (
-        f"{argument}: expected an array (NumPy, or one that speaks DLPack), "
-        f"got {_kind(array)}{hint}"
-    )
-    raise BnnumbaTypeError(msg)
+    raise _no_array(argument, array)
 
 
 def share(a: np.ndarray, b: np.ndarray) -> bool:

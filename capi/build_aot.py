@@ -31,7 +31,7 @@ def write_header(path: Path, levels: list[str]) -> None:
     """Write what C must know about the kernels, from where Python knows it."""
     from bnnumba import __version__, cpu
     from bnnumba._capi import entries
-    from bnnumba.cpu import caches, memory, moments
+    from bnnumba.cpu import caches
 
     fields = "\n".join(
         f"    {'double' if name in entries.FLOATS else 'int64_t'} {name};"
@@ -43,10 +43,7 @@ def write_header(path: Path, levels: list[str]) -> None:
         "USUAL_SHARE": caches.USUAL_SHARE,
         "ZEN_4_BLOCK": caches.ZEN_4_BLOCK,
         "SPILL": caches.SPILL,
-        "WORKSPACE_NCS": moments.WORKSPACE_NCS,
-        "WORKSPACE_RC": moments.WORKSPACE_RC,
-        "PARTIAL_ROWS": entries.PARTIAL_ROWS,
-        "REPEATED": memory.REPEATED,
+        **entries.SIZES,
     }
     defines = "\n".join(f"#define {name} INT64_C({value})" for name, value in constants.items())
     listed = " \\\n    ".join(f"X({name})" for name in entries.names())
@@ -60,7 +57,7 @@ def write_header(path: Path, levels: list[str]) -> None:
 
 #define PACKAGE_VERSION "{__version__}"
 #define CACHE_SIZE "{caches.SIZE.format("%d")}"
-#define FIELDS "{" ".join(entries.FIELDS)}"
+#define AGREEMENT "{entries.agreement()}"
 {defines}
 
 typedef struct job {{

@@ -21,7 +21,7 @@ HEADER = Path(__file__).parent / "include" / "bnnumba.h"
 
 # The entry points beside those of the header. All names begin with bn_: they are not exported.
 ENTRY_POINTS = """
-int bn_python_start(const char *version, const char *fields, char *cpu_out, int capacity);
+int bn_python_start(const char *version, const char *agreed, char *cpu_out, int capacity);
 intptr_t bn_python_kernel(const char *name);
 """
 CALLBACKS = "void bn_python_failed(bnnumba_status status, const char *text);"

@@ -55,13 +55,13 @@ def register(ffi: Any, lib: Any) -> None:
         failed(*error)
 
     @ffi.def_extern(error=0, onerror=failed_without_status)
-    def bn_python_start(version, fields, cpu_out, capacity):
+    def bn_python_start(version, agreed, cpu_out, capacity):
         from numba.core.registry import cpu_target
 
-        from .entries import FIELDS
+        from .entries import agreement
 
-        built = ffi.string(version).decode(), ffi.string(fields).decode()
-        found = __version__, " ".join(FIELDS)
+        built = ffi.string(version).decode(), ffi.string(agreed).decode()
+        found = __version__, agreement()
         if built != found:
             msg = f"the library was built for bnnumba {built[0]}, and this is another {found[0]}"
             raise BackendError(msg)

@@ -21,7 +21,7 @@ from ..cpu import moments, parallel, plan, ranges
 from ..cpu.jit import _OPTIONS
 from ..cpu.memory import REPEATED
 
-__all__ = ["DTYPES", "FIELDS", "FLOATS", "SIGNATURE", "entry", "names"]
+__all__ = ["DTYPES", "FIELDS", "FLOATS", "SIGNATURE", "SIZES", "agreement", "entry", "names"]
 
 # Addresses are integers here; strides are in bytes; what caches bear is `bnnumba.cpu.caches`'s.
 FIELDS = (
@@ -54,7 +54,19 @@ DTYPES = {
 }
 # Rows of the partial results of one slab: mean relative to an origin, m2, origin.
 PARTIAL_ROWS = 3
+# How much memory C must provide.
+SIZES = {
+    "WORKSPACE_NCS": moments.WORKSPACE_NCS,
+    "WORKSPACE_RC": moments.WORKSPACE_RC,
+    "PARTIAL_ROWS": PARTIAL_ROWS,
+    "REPEATED": REPEATED,
+}
 SIGNATURE = types.void(types.int64, types.int64, types.voidptr, types.CPointer(types.float64))
+
+
+def agreement():
+    """Return what C and the kernels must agree on, as text."""
+    return " ".join([*FIELDS, *(f"{name}={size}" for name, size in SIZES.items())])
 
 
 @intrinsic

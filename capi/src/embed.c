@@ -85,7 +85,7 @@ static bnnumba_status start(void)
     if (why)
         return bn_fail(BNNUMBA_ERROR_PYTHON, "%s does not start: %s", path, why);
     said[0] = 0;
-    if (bn_python_start(PACKAGE_VERSION, FIELDS, cpu, sizeof cpu))
+    if (bn_python_start(PACKAGE_VERSION, AGREEMENT, cpu, sizeof cpu))
         return BNNUMBA_OK;
     return bn_fail(BNNUMBA_ERROR_PYTHON, "bnnumba does not start in the Python environment %s: %s",
                    environment(), said[0] ? said : "see the traceback on stderr (does it have cffi? bnnumba[capi])");
