@@ -97,10 +97,10 @@ def _params(x, weight, bias, mean=None, var=None, **numbers):
 class Saved:
     """What a forward pass keeps."""
 
-    def __init__(self, x, weight, bias, rows, count, axis, inference=None):
+    def __init__(self, x, weight, bias, rows, count, axis, rest=None, inference=None):
         self.x, self.weight, self.count, self.axis = x, weight, count, axis
         self.rows, self.inference, self.training = rows, inference, inference is None
-        self.bias = bias
+        self.bias, self.rest = bias, rest
 
     def _statistic(self, row):
         return self.rows[row].astype(np.float64 if self.x.dtype == np.float64 else np.float32)
@@ -118,17 +118,17 @@ def batch_norm_training(
 ):  # fmt: skip
     """As bnnumba.batch_norm_training."""
     y = np.empty_like(x) if out is None else out
-    rows = np.empty((3, x.shape[axis]))
+    rows, rest = np.empty((3, x.shape[axis])), np.empty(x.shape[axis])
     params, arrays = _params(
         x, weight, bias, running_mean, running_var,
-        momentum=momentum, eps=eps, correction=correction,
+        momentum=momentum, eps=eps, correction=correction, mean_rest=doubles(rest),
     )  # fmt: skip
     call("bnnumba_forward_training_dl", tensor(x), axis, params, tensor(y), doubles(rows))
     for running, moved in zip((running_mean, running_var), arrays[2:], strict=True):
         if running is not None and moved is not running:
             running[...] = moved
     count = x.size // x.shape[axis] if x.size else 0
-    return y, Saved(x, weight, bias, rows, count, axis)
+    return y, Saved(x, weight, bias, rows, count, axis, rest)
 
 
 def batch_norm_inference(x, mean, var, weight=None, bias=None, *, eps=1e-5, axis=1, out=None):
@@ -143,7 +143,7 @@ def batch_norm_backward(dy, saved, *, out=None):
     """As bnnumba.batch_norm_backward."""
     x = saved.x
     dx = np.empty_like(x) if out is None else out
-    params, _ = _params(x, saved.weight, None)
+    params, _ = _params(x, saved.weight, None, mean_rest=doubles(saved.rest))
     default = np.float64 if x.dtype == np.float64 else np.float32
     dtype = default if saved.weight is None else saved.weight.dtype
     dweight, dbias = (np.empty(x.shape[saved.axis], dtype) for _ in range(2))

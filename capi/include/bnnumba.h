@@ -190,9 +190,12 @@ typedef enum bnnumba_layout {
  * takes a pointer to this struct, NULL stands for the initial values.
  */
 typedef struct bnnumba_params {
-    /* sizeof(bnnumba_params): tells the library which version of this struct it is given. */
+    /*
+     * sizeof(bnnumba_params): tells the library which version of this struct it is given. What a
+     * shorter one lacks at its end has the initial value.
+     */
     size_t struct_size;
-    /* Type of all arrays below and of the gradients of weight and bias: FLOAT32 or FLOAT64. */
+    /* Type of the four arrays below and of the gradients of weight and bias: FLOAT32 or FLOAT64. */
     bnnumba_dtype dtype;
     /* Scale and shift, c elements. NULL stands for ones and zeros. */
     const void *weight;
@@ -206,11 +209,17 @@ typedef struct bnnumba_params {
     double eps;
     /* The variance that moves running_var is m2 / (count - correction): 1 for an unbiased one. */
     double correction;
+    /*
+     * What rounding takes from the means that are saved, c doubles, or NULL: written by training,
+     * read by its backward pass, whose gradients else lose digits where data are far from zero in
+     * units of their standard deviation. NULL for data on a GPU.
+     */
+    double *mean_rest;
 } bnnumba_params;
 /* cffi: end */
 
 #define BNNUMBA_PARAMS_INIT \
-    { sizeof(bnnumba_params), BNNUMBA_FLOAT32, NULL, NULL, NULL, NULL, 0.1, 1e-5, 1.0 }
+    { sizeof(bnnumba_params), BNNUMBA_FLOAT32, NULL, NULL, NULL, NULL, 0.1, 1e-5, 1.0, NULL }
 
 /* ================================================================================================
  *                                      Moments
@@ -309,7 +318,7 @@ bnnumba_status bnnumba_forward_inference(bnnumba_dtype dtype, bnnumba_layout lay
  *     dbias = sum(dy),  dweight = sum(dy * xhat)
  *     dx = (dy - dbias / M - xhat * dweight / M) * invstd * weight
  *
- * Reads dtype and weight of `params`.
+ * Reads dtype, weight and mean_rest of `params`.
  *
  *     x, dy                    n * c * s elements; x is what the forward pass read
  *     params                   optional

@@ -1,6 +1,8 @@
 /* Checks of arguments: each error names the argument, what was expected and what came. */
 
 #include <math.h>
+#include <stddef.h>
+#include <string.h>
 
 #include "internal.h"
 
@@ -97,12 +99,13 @@ bnnumba_status bn_check_params(const bnnumba_params *params, int reads, int64_t 
 {
     *out = (bnnumba_params)BNNUMBA_PARAMS_INIT;
     if (params) {
-        if (params->struct_size != sizeof *params)
+        size_t shorter = offsetof(bnnumba_params, mean_rest);
+        if (params->struct_size != sizeof *params && params->struct_size != shorter)
             return bn_fail(BNNUMBA_ERROR_ARGUMENT,
                            "params: expected struct_size %zu, got %zu; begin with "
                            "BNNUMBA_PARAMS_INIT",
                            sizeof *params, params->struct_size);
-        *out = *params;
+        memcpy(out, params, params->struct_size);
     }
     TRY(bn_check_statistics("params.dtype", out->dtype));
     int64_t size = bn_itemsize(out->dtype);
@@ -113,6 +116,9 @@ bnnumba_status bn_check_params(const bnnumba_params *params, int reads, int64_t 
         out->bias = NULL;
     if (!(reads & RUNNING))
         out->running_mean = out->running_var = NULL;
+    if (!(reads & REST))
+        out->mean_rest = NULL;
+    TRY(bn_check_pointer("params.mean_rest", out->mean_rest, c, 8, 1));
     TRY(bn_check_pointer("params.weight", out->weight, c, size, 1));
     TRY(bn_check_pointer("params.bias", out->bias, c, size, 1));
     TRY(bn_check_pointer("params.running_mean", out->running_mean, c, size, running_is_optional));
@@ -156,6 +162,7 @@ void bn_add_params(spans *all, const bnnumba_params *params, int64_t c, int upda
     bn_add_span(all, "params.bias", params->bias, bytes, 0);
     bn_add_span(all, "params.running_mean", params->running_mean, bytes, updated);
     bn_add_span(all, "params.running_var", params->running_var, bytes, updated);
+    bn_add_span(all, "params.mean_rest", params->mean_rest, 8 * c, updated);
 }
 
 static int exactly_the_same(const data *a, const data *b)

@@ -109,6 +109,14 @@ bnnumba_status bnnumba_update_running(int64_t c, int64_t count, const double *me
     return status;
 }
 
+static bnnumba_status check_rest(const data *x, const bnnumba_params *params)
+{
+    if (x->on_device && params->mean_rest)
+        return bn_fail(BNNUMBA_ERROR_ARGUMENT,
+                       "params.mean_rest: expected NULL for data on a GPU, got a pointer");
+    return BNNUMBA_OK;
+}
+
 bnnumba_status bn_forward_training_of(const batch *b, const data *x, const bnnumba_params *params,
                                       const data *y, double *saved_out)
 {
@@ -116,7 +124,8 @@ bnnumba_status bn_forward_training_of(const batch *b, const data *x, const bnnum
     bnnumba_params p;
     spans all = {.count = 0};
     workspace w;
-    TRY(bn_check_params(params, WEIGHT | BIAS | RUNNING | UPDATE | EPS, c, &p));
+    TRY(bn_check_params(params, WEIGHT | BIAS | RUNNING | UPDATE | EPS | REST, c, &p));
+    TRY(check_rest(x, &p));
     TRY(bn_check_pointer("saved_out", saved_out, 3 * c, 8, 1));
     if (p.running_var && !is_empty(b))
         TRY(bn_check_correction("params.correction", values(b), p.correction));
@@ -129,6 +138,8 @@ bnnumba_status bn_forward_training_of(const batch *b, const data *x, const bnnum
     if (is_empty(b)) {
         for (int64_t i = 0; saved_out && i < 3 * c; i++)
             saved_out[i] = 0.0;
+        for (int64_t i = 0; p.mean_rest && i < c; i++)
+            p.mean_rest[i] = 0.0;
         return BNNUMBA_OK;
     }
     TRY(bn_reserve(&w, 8 * c));
@@ -138,6 +149,8 @@ bnnumba_status bn_forward_training_of(const batch *b, const data *x, const bnnum
     bnnumba_status status = bn_forward(b, x, weight, bias, p.eps, stats, y);
     if (status == BNNUMBA_OK && saved_out)
         memcpy(saved_out, stats, (size_t)c * 24);
+    if (status == BNNUMBA_OK && p.mean_rest)
+        memcpy(p.mean_rest, stats + 3 * c, (size_t)c * 8);
     if (status == BNNUMBA_OK && (p.running_mean || p.running_var))
         status = update(&w, c, values(b), stats, stats + c, &p);
     bn_release(&w);
@@ -203,7 +216,8 @@ bnnumba_status bn_backward_training_of(const batch *b, const data *x, const data
     int done;
     bnnumba_params p;
     workspace w;
-    TRY(bn_check_params(params, WEIGHT, c, &p));
+    TRY(bn_check_params(params, WEIGHT | REST, c, &p));
+    TRY(check_rest(x, &p));
     TRY(bn_check_pointer("saved", saved, 3 * c, 8, 0));
     TRY(open_backward(b, x, dy, &p, saved, dx, dweight_out, dbias_out, &done));
     ON_DEVICE(x, bn_python_backward_training_dl(x->on_device, dy->on_device, x->axis, &p, saved,
@@ -214,8 +228,8 @@ bnnumba_status bn_backward_training_of(const batch *b, const data *x, const data
     double *weight = bn_widen(&w, p.dtype, p.weight, c);
     double *dweight = bn_take(&w, c), *dbias = bn_take(&w, c);
     bnnumba_status status =
-        dx ? bn_backward(b, x, dy, weight, saved, dx, dweight, dbias)
-           : bn_reduce(b, x, dy, saved, saved + 2 * c, dweight, dbias);
+        dx ? bn_backward(b, x, dy, weight, saved, p.mean_rest, dx, dweight, dbias)
+           : bn_reduce(b, x, dy, saved, p.mean_rest, saved + 2 * c, dweight, dbias);
     if (status == BNNUMBA_OK) {
         bn_narrow(p.dtype, dweight, c, dweight_out);
         bn_narrow(p.dtype, dbias, c, dbias_out);
@@ -246,7 +260,7 @@ bnnumba_status bn_backward_inference_of(const batch *b, const data *x, const dat
     memset(zeros, 0, (size_t)c * 8);
     bnnumba_status status = constant_stats(&w, c, &p, &stats);
     if (status == BNNUMBA_OK && (dweight_out || dbias_out))
-        status = bn_reduce(b, x, dy, stats, stats + 2 * c, dweight, dbias);
+        status = bn_reduce(b, x, dy, stats, NULL, stats + 2 * c, dweight, dbias);
     /* Constant statistics: dx = dy * invstd * weight, whatever stands in x. */
     if (status == BNNUMBA_OK && dx)
         status = bn_normalize(b, dy, weight, NULL, zeros, NULL, stats + 2 * c, dx);

@@ -115,7 +115,7 @@ bnnumba_status bn_check_finite(const char *name, double value);
 bnnumba_status bn_check_correction(const char *name, int64_t count, double correction);
 
 /* Which members of bnnumba_params a function reads; NEEDED: RUNNING is not optional. */
-enum { WEIGHT = 1, BIAS = 2, RUNNING = 4, UPDATE = 8, EPS = 16, NEEDED = 32 };
+enum { WEIGHT = 1, BIAS = 2, RUNNING = 4, UPDATE = 8, EPS = 16, NEEDED = 32, REST = 64 };
 /* Copy the members in `reads` to `out`, defaults for the rest, after checking them. */
 bnnumba_status bn_check_params(const bnnumba_params *params, int reads, int64_t c,
                                bnnumba_params *out);
@@ -178,9 +178,10 @@ bnnumba_status bn_normalize(const batch *b, const data *x, const double *weight,
                             const double *mean, const double *rest, const double *invstd,
                             const data *y);
 bnnumba_status bn_backward(const batch *b, const data *x, const data *dy, const double *weight,
-                           const double *stats, const data *dx, double *dweight, double *dbias);
+                           const double *stats, const double *rest, const data *dx, double *dweight,
+                           double *dbias);
 bnnumba_status bn_reduce(const batch *b, const data *x, const data *dy, const double *mean,
-                         const double *invstd, double *dweight, double *dbias);
+                         const double *rest, const double *invstd, double *dweight, double *dbias);
 /* Steps on c doubles; arguments as in the job. */
 bnnumba_status bn_shared(kernel_id id, job *j);
 

@@ -233,14 +233,15 @@ bnnumba_status bn_forward(const batch *b, const data *x, const double *weight, c
 
 /* Write the sums over the batch (2 * c doubles), and dweight and dbias. */
 static bnnumba_status reduce(const batch *b, const data *x, const data *dy, const double *mean,
-                             const double *invstd, double *sums, double *dweight, double *dbias)
+                             const double *rest, const double *invstd, double *sums,
+                             double *dweight, double *dbias)
 {
     running_step r;
     TRY(plan(&r, b, x, dy, NULL));
     TRY(choose(&r, b, REDUCE, SUMS));
     TRY(reserve(&r, partial_size(&r)));
     r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
-    r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd);
+    r.j.mean = ADDRESS(mean), r.j.rest = ADDRESS(rest), r.j.invstd = ADDRESS(invstd);
     r.j.sums = ADDRESS(sums), r.j.dweight = ADDRESS(dweight), r.j.dbias = ADDRESS(dbias);
     run(&r);
     bnnumba_status status = bn_shared(KERNEL_sums, &r.j);
@@ -249,26 +250,27 @@ static bnnumba_status reduce(const batch *b, const data *x, const data *dy, cons
 }
 
 bnnumba_status bn_reduce(const batch *b, const data *x, const data *dy, const double *mean,
-                         const double *invstd, double *dweight, double *dbias)
+                         const double *rest, const double *invstd, double *dweight, double *dbias)
 {
     workspace w;
     TRY(bn_reserve(&w, 2 * b->c));
     bnnumba_status status =
-        reduce(b, x, dy, mean, invstd, bn_take(&w, 2 * b->c), dweight, dbias);
+        reduce(b, x, dy, mean, rest, invstd, bn_take(&w, 2 * b->c), dweight, dbias);
     bn_release(&w);
     return status;
 }
 
 static bnnumba_status input(const batch *b, const data *x, const data *dy, const double *weight,
-                            const double *mean, const double *invstd, const double *sums,
-                            const data *dx)
+                            const double *mean, const double *rest, const double *invstd,
+                            const double *sums, const data *dx)
 {
     running_step r;
     TRY(plan(&r, b, x, dy, dx));
     TRY(choose(&r, b, INPUT, WRITES));
     TRY(reserve(&r, COEFS(b)));
     r.j.coefs = take_coefs(&r, b, dx);
-    r.j.mean = ADDRESS(mean), r.j.invstd = ADDRESS(invstd), r.j.sums = ADDRESS(sums);
+    r.j.mean = ADDRESS(mean), r.j.rest = ADDRESS(rest), r.j.invstd = ADDRESS(invstd);
+    r.j.sums = ADDRESS(sums);
     r.j.weight = ADDRESS(weight);
     bnnumba_status status = bn_shared(input_coefficients_kernel(b), &r.j);
     if (status == BNNUMBA_OK)
@@ -278,35 +280,37 @@ static bnnumba_status input(const batch *b, const data *x, const data *dy, const
 }
 
 static bnnumba_status backward_in_two(const batch *b, const data *x, const data *dy,
-                                      const double *weight, const double *stats, const data *dx,
-                                      double *dweight, double *dbias)
+                                      const double *weight, const double *stats,
+                                      const double *rest, const data *dx, double *dweight,
+                                      double *dbias)
 {
     const double *mean = stats, *invstd = stats + 2 * b->c;
     workspace w;
     TRY(bn_reserve(&w, 2 * b->c));
     double *sums = bn_take(&w, 2 * b->c);
-    bnnumba_status status = reduce(b, x, dy, mean, invstd, sums, dweight, dbias);
+    bnnumba_status status = reduce(b, x, dy, mean, rest, invstd, sums, dweight, dbias);
     if (status == BNNUMBA_OK)
-        status = input(b, x, dy, weight, mean, invstd, sums, dx);
+        status = input(b, x, dy, weight, mean, rest, invstd, sums, dx);
     bn_release(&w);
     return status;
 }
 
 bnnumba_status bn_backward(const batch *b, const data *x, const data *dy, const double *weight,
-                           const double *stats, const data *dx, double *dweight, double *dbias)
+                           const double *stats, const double *rest, const data *dx, double *dweight,
+                           double *dbias)
 {
     running_step r;
     TRY(plan(&r, b, x, dy, dx));
     TRY(choose(&r, b, BACKWARD, FUSED));
     if (!r.j.block) {
         bn_leave(r.threads);
-        return backward_in_two(b, x, dy, weight, stats, dx, dweight, dbias);
+        return backward_in_two(b, x, dy, weight, stats, rest, dx, dweight, dbias);
     }
     TRY(reserve(&r, COEFS(b) + partial_size(&r) + 2 * b->c));
     r.j.coefs = take_coefs(&r, b, dx);
     r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
     r.j.sums = ADDRESS(bn_take(&r.memory, 2 * b->c));
-    r.j.stats = ADDRESS(stats);
+    r.j.stats = ADDRESS(stats), r.j.rest = ADDRESS(rest);
     r.j.weight = ADDRESS(weight), r.j.dweight = ADDRESS(dweight), r.j.dbias = ADDRESS(dbias);
     run(&r);
     finish(&r);

@@ -74,6 +74,9 @@ static void params(void)
     p.struct_size = 8;
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "struct_size",
                 bnnumba_forward_training(SHAPE, x, &p, y, NULL));
+    p.struct_size = offsetof(bnnumba_params, mean_rest); /* without its last member */
+    p.mean_rest = (double *)x;
+    CHECK_OK(bnnumba_forward_training(SHAPE, x, &p, y, NULL));
     const double bad_eps[] = {-1e-5, NAN, INFINITY};
     for (int i = 0; i < 3; i++) {
         p = (bnnumba_params)BNNUMBA_PARAMS_INIT;
