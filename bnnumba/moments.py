@@ -75,7 +75,7 @@ class RunningMoments:
     """Mean and variance of a stream: any number of updates and merges, in any order.
 
     Every value weighs the same, whichever batch it came with. The result is that of one pass over
-    all values, to rounding.
+    all values, to rounding. Threads may update and merge into the same object.
 
     Parameters
     ----------
