@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Mapping
@@ -19,13 +20,18 @@ __all__ = ["Moments", "RunningMoments", "check_features", "moments"]
 
 # Merges are short: one lock for all streams, which a fork can wait for. A signal handler may merge
 # while its own thread does.
-_merging = threading.RLock()
+_lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_merging.acquire,
-        after_in_parent=_merging.release,
-        after_in_child=_merging.release,
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
     )
+
+
+class _Locked(contextlib.ContextDecorator):
+    """Keeps other threads out of a function, in no instruction of ours that Ctrl-C could hit."""
+
+    __enter__ = staticmethod(_lock.acquire)
+    __exit__ = staticmethod(_lock.__exit__)
 
 
 def moments(x: Array, *, axis: int = 1) -> Moments:
@@ -146,15 +152,17 @@ class RunningMoments:
         """Take in a batch: an array as for :func:`moments`, of `num_features` channels."""
         new = moments(x, axis=axis)
         check_moments("x", new, self.num_features)
-        with _merging:
-            self._moments = self._moments.merge(new)
+        self._take_in(new)
+
+    @_Locked()
+    def _take_in(self, new: Moments) -> None:
+        self._moments = self._moments.merge(new)
 
     def merge(self, other: RunningMoments | Moments) -> None:
         """Take in all that another stream has seen, or moments from elsewhere."""
         new = other._moments if isinstance(other, RunningMoments) else other
         check_moments("other", new, self.num_features)
-        with _merging:
-            self._moments = self._moments.merge(new)
+        self._take_in(new)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a snapshot to store: ``count`` (int), ``mean``, ``m2``, ``rest`` (float64 arrays).
