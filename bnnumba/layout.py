@@ -5,6 +5,9 @@ Two views are canonical, because kernels run through contiguous runs of memory:
 * ``ncs``: x[n, c, s], each row x[n, c, :] contiguous, as a contiguous (N, C, H, W) array has it;
 * ``rc``: x[r, c], the channels of a row contiguous, as a table or a channels-last image has it.
 
+Where the rows of ncs are short, and those of all channels stand side by side, they are one row of
+the rc view to kernels that take several columns x[r, q] for each channel.
+
 Statistics do not depend on the order of the values of a channel, so that the other axes may be
 taken in any order, as long as all arrays of a call are taken in the same one.
 """
@@ -55,11 +58,12 @@ def _extent(shape: tuple[int, ...], axes: list[int]) -> int:
 
 @lru_cache(maxsize=4096)
 def candidates(
-    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, axis: int
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, axis: int, short: int = 0
 ) -> tuple[Layout, ...]:
     """Return the layouts that need no copy, the fastest first; `axis` is not negative.
 
-    Axes of extent 1 are moved to the front, where their strides do not matter.
+    Axes of extent 1 are moved to the front, where their strides do not matter. Rows of up to
+    `short` values are one with those of the other channels.
     """
     ndim = len(shape)
     ones = [a for a in range(ndim) if shape[a] == 1 and a != axis]
@@ -78,53 +82,60 @@ def candidates(
         unit = not inner or (strides[inner[-1]] == itemsize and _merges(shape, strides, inner))
         if unit and _merges(shape, strides, outer):
             n, s = _extent(shape, outer), _extent(shape, inner)
-            add(ones + outer + [axis] + inner, (n, channels, s))
+            order = ones + outer + [axis] + inner
+            if channels > 1 and 1 < s <= short and _merges(shape, strides, [axis, *inner]):
+                add(order, (n, channels * s))
+            add(order, (n, channels, s))
             break
     if (channels == 1 or strides[axis] == itemsize) and _merges(shape, strides, others):
         rows = _extent(shape, others)
         add([*ones, *others, axis], (rows, channels))
-    # Rows of one value would waste the vectors: there the channels are the better direction.
-    if len(found) == 2 and found[0].shape[2] < found[1].shape[1]:
-        found.reverse()
-    if len(found) == 1 and len(found[0].shape) == 3 and found[0].shape[2] == 1 and channels > 1:
+        # Rows of one value would waste the vectors: there the channels are the better direction.
+        if len(found) == 2 and s < channels:
+            found.reverse()
+    elif len(found) == 1 and s == 1 and channels > 1:
         found.clear()  # one value per row, and the channels not contiguous: better copied
     return tuple(found)
 
 
-def shared_layout(axis: int, *arrays: np.ndarray) -> Layout | None:
-    """Return a layout that all arrays, of one shape and dtype, have without a copy, or None."""
+def shared_layout(axis: int, *arrays: np.ndarray, short: int = 0) -> Layout | None:
+    """Return a layout that all arrays, of one shape and dtype, have without a copy, or None.
+
+    See `candidates` for `short`.
+    """
     strides = []
     for array in arrays:
         if not array.flags.aligned:
             return None
         strides.append(array.strides)
-    return _shared(axis, array.shape, array.itemsize, *strides)
+    return _shared(axis, short, array.shape, array.itemsize, *strides)
 
 
 @lru_cache(maxsize=4096)
 def _shared(
-    axis: int, shape: tuple[int, ...], itemsize: int, *strides: tuple[int, ...]
+    axis: int, short: int, shape: tuple[int, ...], itemsize: int, *strides: tuple[int, ...]
 ) -> Layout | None:
-    found = candidates(shape, strides[0], itemsize, axis)
+    found = candidates(shape, strides[0], itemsize, axis, short)
     for others in strides[1:]:
-        also = candidates(shape, others, itemsize, axis)
+        also = candidates(shape, others, itemsize, axis, short)
         found = tuple(layout for layout in found if layout in also)
     return found[0] if found else None
 
 
-def fits(array: np.ndarray, layout: Layout, axis: int) -> bool:
+def fits(array: np.ndarray, layout: Layout, axis: int, short: int = 0) -> bool:
     """Whether `layout` sees an array without a copy."""
     return array.flags.aligned and layout in candidates(
-        array.shape, array.strides, array.itemsize, axis
+        array.shape, array.strides, array.itemsize, axis, short
     )
 
 
-def nearest(array: np.ndarray, axis: int) -> Layout:
+def nearest(array: np.ndarray, axis: int, short: int = 0) -> Layout:
     """Return the layout for a copy of an array that has none of its own."""
     shape = array.shape
     others = [a for a in range(array.ndim) if a != axis]
     innermost = min(map(abs, array.strides))
     if axis == array.ndim - 1 or abs(array.strides[axis]) == innermost:
         return Layout((*others, axis), (_extent(shape, others), shape[axis]))
-    before, after = others[:axis], others[axis:]
-    return Layout(None, (_extent(shape, before), shape[axis], _extent(shape, after)))
+    n, channels, s = _extent(shape, others[:axis]), shape[axis], _extent(shape, others[axis:])
+    together = channels > 1 and 1 < s <= short
+    return Layout(None, (n, channels * s) if together else (n, channels, s))

@@ -64,6 +64,14 @@ def _copied(array: np.ndarray, layout: Layout) -> np.ndarray:
     return copy
 
 
+def _own_layout(axis: int, array: np.ndarray) -> tuple[Layout, bool]:
+    """Return the layout of one array, and whether it needs no copy."""
+    found = candidates(array.shape, array.strides, array.itemsize, axis, cpu.SHORT_ROW)
+    if found:
+        return found[0], array.flags.aligned
+    return nearest(array, axis, cpu.SHORT_ROW), False
+
+
 def _views(
     axis: int, out: np.ndarray, *inputs: np.ndarray
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
@@ -73,16 +81,16 @@ def _views(
     of `out`, the array to copy to `out` afterwards.
     """
     kind = SEEN_AS[out.dtype]
-    layout = shared_layout(axis, *inputs, out)
+    layout = shared_layout(axis, *inputs, out, short=cpu.SHORT_ROW)
     if layout is not None:
         return layout.views(kind, *inputs, out), None
     first = inputs[0]
-    found = candidates(first.shape, first.strides, first.itemsize, axis)
-    layout = found[0] if found else nearest(first, axis)
+    layout, _ = _own_layout(axis, first)
     arrays = []
     for array in inputs:
-        arrays.append(array if fits(array, layout, axis) else _copied(array, layout))
-    pending = None if fits(out, layout, axis) else layout.empty(out)
+        fitting = fits(array, layout, axis, cpu.SHORT_ROW)
+        arrays.append(array if fitting else _copied(array, layout))
+    pending = None if fits(out, layout, axis, cpu.SHORT_ROW) else layout.empty(out)
     return layout.views(kind, *arrays, out if pending is None else pending), pending
 
 
@@ -146,7 +154,7 @@ def training(
     )  # fmt: skip
     if array.size:
         (x_view, y_view), pending = _views(axis, y, array)
-        stats = cpu.forward(x_view, scale, shift, eps, y_view)
+        stats = cpu.forward(x_view, channels, scale, shift, eps, y_view)
         if pending is not None:
             y[...] = pending
     else:
@@ -283,9 +291,8 @@ def moments(library: Library, array: np.ndarray, axis: int) -> Moments:
     stats = np.zeros((4, channels))
     if array.size == 0:
         return Moments._with_rest(0, stats[0], stats[1], stats[3])
-    found = candidates(array.shape, array.strides, array.itemsize, axis)
-    layout = found[0] if found else nearest(array, axis)
-    if not (found and array.flags.aligned):
+    layout, without_copy = _own_layout(axis, array)
+    if not without_copy:
         array = _copied(array, layout)
     (view,) = layout.views(SEEN_AS[array.dtype], array)
     cpu.collect_moments(view, 0.0, stats)

@@ -54,10 +54,31 @@ def test_an_output_stays_in_the_cache_if_all_fits(kind, inputs, megabytes, kept)
     [
         ((32, 64, 56, 56), 1),  # a row is long by itself
         ((128, 256, 14, 14), 11),  # 784 bytes each
-        ((4096, 256, 7, 7), 5),  # 196 bytes each, but 800 KB a channel
+        ((4096, 256, 7, 7), 0),  # 196 bytes each, but 800 KB a channel
+        ((4096, 100, 56, 1), 0),  # no more than 25 of them, for four blocks
     ],
 )
 def test_a_block_has_long_runs_if_it_may_spill(shape, block):
     n, c, h, w = shape
     x = cpu._Extents((n, c, h * w), 3, n * c * h * w, 4)
-    assert cpu._fused_block(x, 1, 1, 512 << 10, 4 << 20) == block
+    assert cpu._fused_block(x, c, 1, 1, 512 << 10, 4 << 20, 2 << 20) == block
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "s", "inputs", "fused"),
+    [
+        (64, 40_000, 1, 1, True),
+        (64, 20_000, 2, 1, True),
+        (4096, 20_000, 1, 1, False),  # runs of 8 KiB would be 33 MB
+        (64, 9000, 1, 1, True),  # in the cache, runs of 2 KiB are enough
+        (2048, 1000, 1, 1, False),
+        (64, 50_000, 1, 2, True),
+        (64, 60_000, 1, 1, False),  # x and y fit into the cache, but not for a fused step
+        (64, 80_000, 1, 1, True),
+    ],
+)
+def test_rows_of_many_channels_may_be_fused(rows, channels, s, inputs, fused):
+    x = cpu._Extents((rows, channels * s), 2, rows * channels * s, 4)
+    block = cpu._fused_block(x, channels, inputs, 2, 512 << 10, 4 << 20, 32 << 20)
+    assert (block > 0) is fused
+    assert block * s <= cpu.BLOCK_RC

@@ -37,13 +37,17 @@ def test_slabs_cover_every_value_once(s):
             assert all(a[1] == b[0] for a, b in pairwise(parts))
 
 
+@pytest.mark.parametrize("s", [1, 2, 31])
 @pytest.mark.parametrize("r", [*EXTENTS, 2**31 + 5, 2**40])
-def test_rows_are_covered_once(r):
-    found = slabs(r, 1, plan.plan_rc(r))
+def test_rows_are_covered_once(r, s):
+    cut = plan.plan_rc(r, s)
+    found = slabs(r, s, cut)
     assert found[0][0] == 0
     assert found[-1][1] == r
     assert all(a[1] == b[0] for a, b in pairwise(found))
-    assert {(s0, s1) for _, _, s0, s1 in found} == {(0, 1)}
+    assert {(s0, s1) for _, _, s0, s1 in found} == {(0, s)}
+    assert cut[4] <= max(plan.CHUNK_ROWS, r)
+    assert cut[4] * s <= plan.CHUNK or s == 1
 
 
 @pytest.mark.parametrize(("n", "s"), [(2**31 + 5, 1), (1, 2**31 + 5), (2**20, 2**20), (3, 2**33)])
@@ -53,14 +57,20 @@ def test_large_shapes_do_not_overflow(n, s):
     assert len(found) <= plan.SLABS
 
 
+def extents(n, channels, s):
+    if s == 1:
+        return cpu._Extents((n, channels), 2, n * channels, 4)
+    return cpu._Extents((n, channels, s), 3, n * channels * s, 4)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 16, 128])
-@pytest.mark.parametrize("channels", [1, 2, 64, 1000])
+@pytest.mark.parametrize("channels", [1, 2, 64, 1000, 5000])
 @pytest.mark.parametrize("s", [1, 63, 784, 131_073])
 def test_a_step_that_only_writes_gives_all_threads_alike(workers, channels, s):
     for n in EXTENTS:
-        x = cpu._Extents((n, channels, s), 3, n * channels * s, 4)
-        cut = plan.plan_writes(n, channels, s, workers)
-        block = cpu._split_block(x, cpu.WRITES, cut[0], workers)
+        x = extents(n, channels, s)
+        cut = cpu._plan(x, channels, cpu.WRITES, workers)
+        block = cpu._split_block(x, channels, cpu.WRITES, cut[0], workers)
         sizes = [
             (n1 - n0) * (s1 - s0) * min(block, channels - c0)
             for n0, n1, s0, s1 in slabs(n, s, cut)
@@ -72,10 +82,22 @@ def test_a_step_that_only_writes_gives_all_threads_alike(workers, channels, s):
             assert max(shares) <= 1.25 * x.size / workers
 
 
+@pytest.mark.parametrize("channels", [64, 256, 5000])
+@pytest.mark.parametrize("r", [333, 1000, 2001, 5001, 10_007, 65_537, 1_000_003])
+def test_rows_stay_whole_however_many_there_are(r, channels):
+    # In blocks of channels, each row would be read in pieces, short ones where there are few.
+    x = extents(r, channels, 1)
+    for kind in [cpu.WRITES, *([cpu.SUMS] if r >= 512 else [])]:
+        for workers in (2, 4):
+            cut = cpu._plan(x, channels, kind, workers)
+            if cut[0] >= workers:
+                assert cpu._split_block(x, channels, kind, cut[0], workers) == channels
+
+
 def test_there_are_enough_slabs_for_many_threads_and_no_more():
     for n, s in [(1, 10_000_000), (10_000_000, 1), (1000, 10_000)]:
         assert 32 <= plan.plan_ncs(n, s)[0] <= plan.SLABS
-    assert plan.plan_rc(10_000_000)[0] == plan.SLABS
+    assert plan.plan_rc(10_000_000, 1)[0] == plan.SLABS
     assert plan.plan_ncs(4, 16)[0] == 1
 
 

@@ -48,8 +48,11 @@ def test_set_num_threads_changes_no_bit(shape, axis, dtype):
 @pytest.mark.parametrize(
     ("block_bytes", "spill_bytes"), [(1, 1), (1, 1 << 40), (100_000, 400_000), (1 << 40, 1)]
 )
-def test_bits_do_not_depend_on_the_caches(block_bytes, spill_bytes, ahead, dtype, monkeypatch):
-    shape, axis = (4, 24, 64, 64), 1
+@pytest.mark.parametrize("shape", [(4, 24, 64, 64), (20, 600, 20), (11, 12_345)], ids=str)
+def test_bits_do_not_depend_on_the_caches(
+    shape, block_bytes, spill_bytes, ahead, dtype, monkeypatch
+):
+    axis = 1
     arguments = workload.inputs(shape, axis, dtype)
     expected = workload.compute(*arguments, axis)
     found = caches.Caches(block_bytes, spill_bytes, shared=1 << 62, ahead=ahead)
@@ -128,16 +131,17 @@ def test_bits_of_wide_rows_are_those_of_narrow_ones(rows, channels, streaming, d
         cpu._choose.cache_clear()
 
 
-def test_gradient_sums_do_not_depend_on_how_many_channels_are_taken_at_a_time(monkeypatch):
+@pytest.mark.parametrize("channels", [300, 150, 20])
+def test_sums_do_not_depend_on_how_many_channels_are_taken_at_a_time(channels, monkeypatch):
     x, dy = (normal((30_000, 300), np.float64, seed=seed) for seed in (1, 2))
-    none, found = np.empty(0), []
-    stats = cpu.forward(x, none, none, 1e-5, np.empty_like(x))
-    for block in (300, 100, 16):
+    found = []
+    for block in (channels, channels // 3, channels // 19):
         monkeypatch.setattr(cpu, "_split_block", lambda *arguments, block=block: block)
         cpu._choose.cache_clear()
-        sums = np.empty((2, 300))
-        cpu.backward_reduce(x, dy, stats[0], stats[3], stats[2], sums, np.empty(300), np.empty(300))
-        found.append(sums)
+        stats, sums = np.empty((4, channels)), np.empty((2, channels))
+        cpu.collect_moments(x, 1e-5, stats)
+        cpu.backward_reduce(x, dy, stats[0], stats[3], stats[2], sums, *np.empty((2, channels)))
+        found.append(np.concatenate([stats, sums]))
     cpu._choose.cache_clear()
     for sums in found[1:]:
         assert same_bits(sums, found[0])

@@ -15,7 +15,14 @@ import bnnumba as bn
 from bnnumba import reference
 
 # (shape, axis): work split over channels, over samples, inside a channel, and not at all.
-SMALL = [((4, 6, 33), 1), ((37, 70), 1), ((5, 9, 40), -1), ((3, 17, 5), 1)]
+SMALL = [
+    ((4, 6, 33), 1),
+    ((37, 70), 1),
+    ((5, 9, 40), -1),
+    ((3, 17, 5), 1),
+    ((90, 2, 7), 1),
+    ((1, 40, 3), 1),
+]
 LARGE = [
     ((64, 64, 28, 28), 1),
     ((32, 512, 7, 7), 1),
@@ -30,6 +37,10 @@ LARGE = [
     ((259, 4101), 1),
     ((16, 56, 56, 64), -1),
     ((8, 32, 16, 16), 1),
+    ((4001, 40, 5), 1),
+    ((70, 1000, 2, 4), 1),
+    ((9, 3000, 31), 1),
+    ((100, 7001), 1),
 ]
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 HALVES = (np.dtype(np.float16), BFLOAT16)

@@ -26,14 +26,14 @@ __all__ = ["DTYPES", "FIELDS", "FLOATS", "SIGNATURE", "SIZES", "agreement", "ent
 # Addresses are integers here; strides are in bytes; what caches bear is `bnnumba.cpu.caches`'s.
 FIELDS = (
     *("x", "dy", "y"),  # addresses of data
-    *("n", "c", "s"),  # a view x[r, c] has n = r and s = 1
+    *("n", "c", "s", "columns"),  # a view x[r, q] has n = r and c * s columns, the other c
     *("x_n", "x_c", "dy_n", "dy_c", "y_n", "y_c"),
     *("inputs", "block_bytes", "spill_bytes", "shared_bytes", "fetches_ahead"),
-    *("block", "ahead", "streaming"),  # written by `choose`
-    # the plan, which `choose` writes anew for a step that only writes
+    # written by `choose`: the work items, the float64 numbers that one of them works with, the plan
+    *("block", "ahead", "streaming", "items", "scratch"),
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
-    # addresses of (slabs, PARTIAL_ROWS, c), (4, c + REPEATED) of the arithmetic's precision, as far
-    # from a cache line as y, (4, c) and (2, c)
+    # addresses of (slabs, PARTIAL_ROWS, c), (4, columns + REPEATED) of the arithmetic's precision,
+    # as far from a cache line as y, (4, c) and (2, c)
     *("partial", "coefs", "stats", "sums"),
     # addresses of c numbers; weight and bias may be 0
     *("weight", "bias", "mean", "m2", "invstd", "dweight", "dbias"),
@@ -54,13 +54,8 @@ DTYPES = {
 }
 # Rows of the partial results of one slab: mean relative to an origin, m2, origin.
 PARTIAL_ROWS = 3
-# How much memory C must provide.
-SIZES = {
-    "WORKSPACE_NCS": moments.WORKSPACE_NCS,
-    "WORKSPACE_RC": moments.WORKSPACE_RC,
-    "PARTIAL_ROWS": PARTIAL_ROWS,
-    "REPEATED": REPEATED,
-}
+# How much memory C must provide, and where it takes the other view.
+SIZES = {"PARTIAL_ROWS": PARTIAL_ROWS, "REPEATED": REPEATED, "SHORT_ROW": cpu.SHORT_ROW}
 SIGNATURE = types.void(types.int64, types.int64, types.voidptr, types.CPointer(types.float64))
 
 
@@ -151,7 +146,6 @@ def _partial(job):
 
 def _data_entries(kind, size, precision, rank):
     """Return the entries that read and write data of one dtype in one view."""
-    per_channel = moments.WORKSPACE_NCS if rank == 3 else moments.WORKSPACE_RC
     if rank == 3:
 
         @_inlined
@@ -161,27 +155,31 @@ def _data_entries(kind, size, precision, rank):
 
         @_inlined
         def data(job, address, n, c):
-            return _strided(kind, address, (job.n, job.c), (n, size))
+            return _strided(kind, address, (job.n, job.columns), (n, size))
 
     @_inlined
     def coefficients(job, rows):
-        return _dense(precision, job.coefs, (rows, job.c + REPEATED))
+        return _dense(precision, job.coefs, (rows, job.columns + REPEATED))
 
     @_inlined
     def scratch(job, work):
-        size = (job.block + 7) // 8 * 8 * per_channel
-        return _dense(types.float64, _address(work), (size,))
+        return _dense(types.float64, _address(work), (job.scratch,))
 
     def choose(begin, end, pointer, work):
         # `begin` is the kind of step (`bnnumba.cpu`), `end` the number of threads.
         job = _job_at(pointer)
         x = data(job, job.x, job.x_n, job.x_c)
+        channels = job.columns if begin == cpu.WRITES else job.c
+        _write_plan(job, _plan(x, channels, begin, end))
         if begin == cpu.FUSED:
-            job.block = _fused_block(x, job.inputs, end, job.block_bytes, job.spill_bytes)
+            job.block = _fused_block(
+                x, channels, job.inputs, end, job.block_bytes, job.spill_bytes, job.shared_bytes
+            )
+            job.items = _ceil_div(channels, max(1, job.block))
         else:
-            if begin == cpu.WRITES:
-                _write_plan(job, _plan_writes(job.n, job.c, job.s, end))
-            job.block = _split_block(x, begin, job.slabs, end)
+            job.block = _split_block(x, channels, begin, job.slabs, end)
+            job.items = job.slabs * _ceil_div(channels, job.block)
+        job.scratch = 0 if begin == cpu.WRITES else moments.workspace(x, job.block, channels)
         job.ahead = job.block if job.fetches_ahead else 0
         job.streaming = _streaming(x, begin, job.inputs, job.shared_bytes)
 
@@ -246,7 +244,7 @@ def _coefficient_entries(precision):
         ranges.coefficients_range(
             begin, end, _row(job, job.mean), _optional(job, job.rest), _row(job, job.invstd),
             _optional(job, job.weight), _optional(job, job.bias),
-            _dense(precision, job.coefs, (3, job.c + REPEATED)),
+            _dense(precision, job.coefs, (3, job.columns + REPEATED)),
         )  # fmt: skip
 
     def input_coefficients(begin, end, pointer, work):
@@ -255,7 +253,7 @@ def _coefficient_entries(precision):
             begin, end, float(job.count), _row(job, job.mean), _optional(job, job.rest),
             _row(job, job.invstd),
             _rows(job, job.sums, 2), _optional(job, job.weight),
-            _dense(precision, job.coefs, (4, job.c + REPEATED)),
+            _dense(precision, job.coefs, (4, job.columns + REPEATED)),
         )  # fmt: skip
 
     return coefficients, input_coefficients
@@ -272,10 +270,15 @@ _ceil_div = _compiled(plan._ceil_div)
 _columns = _compiled(plan._columns, _ceil_div=_ceil_div)
 _plan_ncs = _compiled(plan.plan_ncs, _ceil_div=_ceil_div, _columns=_columns)
 _plan_rc = _compiled(plan.plan_rc, _ceil_div=_ceil_div)
-_plan_writes = _compiled(plan.plan_writes, _ceil_div=_ceil_div, _columns=_columns)
-_streaming, _even = _compiled(cpu._streaming), _compiled(cpu._even)
-_fused_block = _compiled(cpu._fused_block, _even=_even)
-_split_block = _compiled(cpu._split_block, _even=_even)
+_even = _compiled(plan.even, _ceil_div=_ceil_div)
+_even_rows = _compiled(plan.even_rows, _ceil_div=_ceil_div, even=_even)
+_plan_writes = _compiled(
+    plan.plan_writes, _ceil_div=_ceil_div, _columns=_columns, even_rows=_even_rows
+)
+_plan = _compiled(cpu._plan, plan_ncs=_plan_ncs, plan_rc=_plan_rc, plan_writes=_plan_writes)
+_streaming = _compiled(cpu._streaming)
+_fused_block = _compiled(cpu._fused_block, _streaming=_streaming, even=_even)
+_split_block = _compiled(cpu._split_block, even=_even)
 _update_running = _compiled(parallel._update_running)
 _constant_stats = _compiled(parallel._constant_stats)
 _merge_moments = _compiled(parallel._merge_moments)
@@ -288,14 +291,6 @@ def _write_plan(job, cut):
 
 def _shared_entries():
     """Return the entries that read and write float64 statistics only."""
-
-    def plan_ncs(begin, end, pointer, work):
-        job = _job_at(pointer)
-        _write_plan(job, _plan_ncs(job.n, job.s))
-
-    def plan_rc(begin, end, pointer, work):
-        job = _job_at(pointer)
-        _write_plan(job, _plan_rc(job.n))
 
     def merge(begin, end, pointer, work):
         job = _job_at(pointer)
@@ -335,7 +330,7 @@ def _shared_entries():
             _rows(job, job.stats, 3),
         )  # fmt: skip
 
-    return plan_ncs, plan_rc, merge, sums, join, update_running, constant_stats
+    return merge, sums, join, update_running, constant_stats
 
 
 _ENTRIES = {function.__name__: function for function in _shared_entries()}

@@ -14,6 +14,7 @@ from .jit import by_rank, inlined
 from .memory import (
     BLOCK,
     REPEATED,
+    fill,
     load,
     load_f64,
     load_f64_part,
@@ -24,12 +25,28 @@ from .memory import (
     prefetch_run,
     row_at,
     store,
+    store_lanes,
     store_part,
     stream,
     unaligned,
 )
-from .moments import RUN, SEGMENT, WORKSPACE_NCS, fold, next_sweep, row_group, rows_of_run
-from .normalize import repeat_first, side_by_side, store_live
+from .moments import (
+    RUN,
+    SEGMENT,
+    WORKSPACE,
+    both_levels,
+    fold,
+    next_sweep,
+    row_after,
+    row_group,
+    rows_of_run,
+    sum_columns,
+)
+from .normalize import (
+    columns_of_channel,
+    side_by_side,
+    store_live,
+)
 from .plan import slab_bounds
 from .simd import blend, bounded, fma, hsum, lanes, rounded, splat, splat_f64
 
@@ -77,7 +94,7 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
     span = (end - begin) * s - prefetch_distance(x)
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     for c in range(begin, end):
-        for at in range((c - begin) * WORKSPACE_NCS, (c - begin) * WORKSPACE_NCS + 32, 8):
+        for at in range((c - begin) * 8 * WORKSPACE, (c - begin) * 8 * WORKSPACE + 32, 8):
             store(work, at, zero)
     rows = rows_of_run(s1 - s0)
     for i in range(n0, n1):
@@ -85,7 +102,7 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
         row_ahead = next_sweep(x, i + 1, begin, end)
         grad_ahead = next_sweep(dy, i + 1, begin, end)
         for c in range(begin, end):
-            at = (c - begin) * WORKSPACE_NCS
+            at = (c - begin) * 8 * WORKSPACE
             turn = span - (c - begin) * s
             row, grad = row_at(x, (i, c)), row_at(dy, (i, c))
             for first in range(s0, s1, SEGMENT):
@@ -97,18 +114,18 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
                     fold(work, at, at + 16)
                     fold(work, at + 8, at + 24)
     for c in range(begin, end):
-        at = (c - begin) * WORKSPACE_NCS
+        at = (c - begin) * 8 * WORKSPACE
         sum_dy[c] = hsum(load_f64(work, at) + load_f64(work, at + 16))
         sum_dy_xmu[c] = hsum(load_f64(work, at + 8) + load_f64(work, at + 24))
 
 
 @inlined
 def accumulate_gradient_columns(
-    x, dy, begin, at, row0, row1, mean, row_ahead, grad_ahead, line, width, work
+    x, dy, begin, at, row0, row1, row_ahead, grad_ahead, line, width, work
 ):
-    """Add sum(dy) and sum(dy * (x - mean)) of 16 channels; see `accumulate_columns`."""
-    c = begin + at
-    k0, k1 = load_f64(mean, c), load_f64(mean, c + 8)
+    """Add sum(dy) and sum(dy * (x - mean)) of 16 columns; see `accumulate_columns`."""
+    q = begin + at
+    k0, k1 = load_f64(work, 4 * width + at), load_f64(work, 4 * width + at + 8)
     a0, a1 = load_f64(work, at), load_f64(work, at + 8)
     q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
     for i in range(row0, row1):
@@ -116,10 +133,10 @@ def accumulate_gradient_columns(
         prefetch(row_ahead, line)
         prefetch(grad_ahead, line)
         line += 16
-        g0, g1 = load_f64(grad, c), load_f64(grad, c + 8)
+        g0, g1 = load_f64(grad, q), load_f64(grad, q + 8)
         a0, a1 = a0 + g0, a1 + g1
-        q0 = fma(g0, load_f64(row, c) - k0, q0)
-        q1 = fma(g1, load_f64(row, c + 8) - k1, q1)
+        q0 = fma(g0, load_f64(row, q) - k0, q0)
+        q1 = fma(g1, load_f64(row, q + 8) - k1, q1)
     store(work, at, a0)
     store(work, at + 8, a1)
     store(work, width + at, q0)
@@ -128,47 +145,59 @@ def accumulate_gradient_columns(
 
 
 def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
-    """Write the two sums over one slab of x[r, c] for a range of channels."""
-    r = x.shape[0]
-    width = (end - begin + 7) // 8 * 8
-    vectors = (end - begin) // 16
-    group, reach, stretches = row_group(x, end - begin, 2)
-    n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
+    """Write the two sums over one slab of x[r, q] for a range of channels; see `collect_slab_rc`.
+
+    Where that has pivots, `work` holds the means.
+    """
+    r, s = x.shape[0], plan[3]
+    column, size = begin * s, (end - begin) * s
+    width = (size + 7) // 8 * 8
+    vectors = size // 16
+    group, reach, stretches = row_group(x, size, 2)
+    n0, n1, _, _ = slab_bounds(r, s, plan, slab)
     for at in range(0, 4 * width, 8):
         store(work, at, splat_f64(0.0))
+    if s > 1:
+        for c in range(begin, end):
+            fill(work, 4 * width + (c - begin) * s, s, splat_f64(mean[c]))
+    else:
+        for c in range(begin, end, 8):
+            store(work, 4 * width + c - begin, load_lanes(mean, c, end - c))
     for start in range(n0, n1, RUN):
         stop = min(n1, start + RUN)
         for first in range(start, stop, group):
             last = min(stop, first + group)
             at = 0
             for k in range(stretches):
-                after = min(first + reach + k, r - 1)
-                row_ahead, grad_ahead = row_at(x, (after,)), row_at(dy, (after,))
-                line = begin
+                after, end_column = first + reach + k, column + size
+                row_ahead = row_after(x, after, column, end_column)
+                grad_ahead = row_after(dy, after, column, end_column)
+                line = 0
                 until = 16 * (vectors * (k + 1) // stretches)
                 while at < until:
                     line = accumulate_gradient_columns(
-                        x, dy, begin, at, first, last, mean, row_ahead, grad_ahead, line, width,
+                        x, dy, column, at, first, last, row_ahead, grad_ahead, line, width,
                         work,
                     )  # fmt: skip
                     at += 16
             while at < width:
-                c = begin + at
-                live = end - c
-                k0 = load_lanes(mean, c, live)
+                q = column + at
+                live = size - at
+                k0 = load_f64(work, 4 * width + at)
                 a0, q0 = load_f64(work, at), load_f64(work, width + at)
                 for i in range(first, last):
-                    g0 = load_lanes(row_at(dy, (i,)), c, live)
-                    a0, q0 = a0 + g0, fma(g0, load_lanes(row_at(x, (i,)), c, live) - k0, q0)
+                    g0 = load_lanes(row_at(dy, (i,)), q, live)
+                    a0, q0 = a0 + g0, fma(g0, load_lanes(row_at(x, (i,)), q, live) - k0, q0)
                 store(work, at, a0)
                 store(work, width + at, q0)
                 at += 8
         for at in range(0, 2 * width, 8):
             fold(work, at, 2 * width + at)
-    for c in range(begin, end):
-        at = c - begin
-        sum_dy[c] = work[at] + work[2 * width + at]
-        sum_dy_xmu[c] = work[width + at] + work[3 * width + at]
+    sum_columns(work, width, size, s)
+    for c in range(begin, end, 8):
+        total, product = both_levels(work, width, c - begin)
+        store_lanes(sum_dy, c, end - c, total)
+        store_lanes(sum_dy_xmu, c, end - c, product)
 
 
 reduce_slab = by_rank(reduce_slab_ncs, reduce_slab_rc)
@@ -202,8 +231,12 @@ def parameter_gradients(begin, end, invstd, sums, dweight, dbias):
 
 @inlined
 def input_coefficients(begin, end, count, mean, rest, invstd, sums, weight, coefs):
-    """Write ``coefs[:, c] = center, a, b, rest``, so that dx = a * dy + b * (x - center) + rest."""
+    """Write center, a, b, rest to the first column of each channel in `coefs`.
+
+    So dx = a * dy + b * (x - center) + rest.
+    """
     share = 1.0 / count
+    s = columns_of_channel(coefs, mean.size)
     for c in range(begin, end):
         a = invstd[c]
         if weight.size:
@@ -211,14 +244,13 @@ def input_coefficients(begin, end, count, mean, rest, invstd, sums, weight, coef
         a = bounded(coefs, a)
         b = bounded(coefs, -a * (invstd[c] * (invstd[c] * (sums[1, c] * share))))
         center = rounded(coefs, mean[c])
-        coefs[0, c] = center
-        coefs[1, c] = a
-        coefs[2, c] = b
         left = mean[c] - center
         if rest.size:
             left += rest[c]
-        coefs[3, c] = -a * (sums[0, c] * share) - b * left
-    repeat_first(begin, end, coefs)
+        coefs[0, c * s] = center
+        coefs[1, c * s] = a
+        coefs[2, c * s] = b
+        coefs[3, c * s] = -a * (sums[0, c] * share) - b * left
 
 
 @inlined
@@ -283,46 +315,46 @@ def input_run(row, grad, out, begin, size, coefs, streaming, reach):
     """Write `size` values of dx that follow on ``row[begin]``; see `normalize_run`."""
     centers, factors = row_at(coefs, (0,)), row_at(coefs, (1,))
     slopes, rests = row_at(coefs, (2,)), row_at(coefs, (3,))
-    channels = coefs.shape[1] - REPEATED
+    columns = coefs.shape[1] - REPEATED
     step = lanes(row)
-    turn = step % channels
-    c = i = begin
+    turn = step % columns
+    q = i = begin
     end = begin + size
     head = min(end, begin + unaligned(out, begin))
     while i < head:
         part = min(head - i, step)
-        v = fma(load_part(row, i, part) - load(centers, c), load(slopes, c), load(rests, c))
-        store_part(out, i, part, fma(load_part(grad, i, part), load(factors, c), v))
+        v = fma(load_part(row, i, part) - load(centers, q), load(slopes, q), load(rests, q))
+        store_part(out, i, part, fma(load_part(grad, i, part), load(factors, q), v))
         i += part
-        c = (c + part) % channels
+        q = (q + part) % columns
     if streaming:
         while i + step <= end:
             prefetch(row, i + reach)
             prefetch(grad, i + reach)
-            v = fma(load(row, i) - load(centers, c), load(slopes, c), load(rests, c))
-            stream(out, i, fma(load(grad, i), load(factors, c), v))
+            v = fma(load(row, i) - load(centers, q), load(slopes, q), load(rests, q))
+            stream(out, i, fma(load(grad, i), load(factors, q), v))
             i += step
-            c = c + turn - channels if c + turn >= channels else c + turn
+            q = q + turn - columns if q + turn >= columns else q + turn
     while i + step <= end:
-        v = fma(load(row, i) - load(centers, c), load(slopes, c), load(rests, c))
-        store(out, i, fma(load(grad, i), load(factors, c), v))
+        v = fma(load(row, i) - load(centers, q), load(slopes, q), load(rests, q))
+        store(out, i, fma(load(grad, i), load(factors, q), v))
         i += step
-        c = c + turn - channels if c + turn >= channels else c + turn
+        q = q + turn - columns if q + turn >= columns else q + turn
     if i < end:
         part = end - i
-        v = fma(load_part(row, i, part) - load(centers, c), load(slopes, c), load(rests, c))
-        store_part(out, i, part, fma(load_part(grad, i, part), load(factors, c), v))
+        v = fma(load_part(row, i, part) - load(centers, q), load(slopes, q), load(rests, q))
+        store_part(out, i, part, fma(load_part(grad, i, part), load(factors, q), v))
 
 
 def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead, reach):
-    """Write dx for one slab of x[r, c] and a range of channels."""
-    rows, channels = x.shape
+    """Write dx for one slab of x[r, q] and a range of columns; see `normalize_slab_rc`."""
+    rows, columns = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
     together = side_by_side(x) and side_by_side(dy) and side_by_side(dx)
-    run = max(1, n1 - n0) if together and end - begin == channels else 1
+    run = max(1, n1 - n0) if together and end - begin == columns else 1
     for i in range(n0, n1, run):
         row, grad, out = row_at(x, (i,)), row_at(dy, (i,)), row_at(dx, (i,))
-        input_run(row, grad, out, begin, run * (end - begin), coefs, streaming, reach)
+        input_run(row, grad, out, begin, run * (end - begin), coefs, streaming, ahead + reach)
 
 
 input_slab = by_rank(input_slab_ncs, input_slab_rc)

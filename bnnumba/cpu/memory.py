@@ -19,6 +19,7 @@ from .simd import (
     I64,
     emit_mask,
     f64x8,
+    lanes,
     narrowed,
     storage,
     vector_of,
@@ -30,6 +31,7 @@ __all__ = [
     "PREFETCHED",
     "REPEATED",
     "Row",
+    "fill",
     "load",
     "load_f64",
     "load_f64_part",
@@ -294,6 +296,18 @@ def prefetch_run(row, ahead, i, turn):
 def load_lanes(row, i, live):
     """Return the first `live` of 8 lanes, as float64, and zeros."""
     return load_f64(row, i) if live >= 8 else load_f64_part(row, i, live)
+
+
+@inlined
+def fill(row, begin, size, value):
+    """Write a vector whose lanes are all alike to `size` elements."""
+    step = lanes(row)
+    i = begin
+    while i + step <= begin + size:
+        store(row, i, value)
+        i += step
+    if i < begin + size:
+        store_part(row, i, begin + size - i, value)
 
 
 @inlined

@@ -21,6 +21,7 @@ from it), hence d = 0 and m2 = 0 exactly.
 from .jit import by_rank, inlined
 from .memory import (
     BLOCK,
+    fill,
     load_f64,
     load_f64_part,
     load_lanes,
@@ -34,26 +35,29 @@ from .memory import (
 from .plan import slab_bounds
 from .simd import blend, fma, hsum, middle, or_zero, positive_part, rounded, splat_f64
 
-# Rows of a chunk whose mean is the pivot, in the rc view.
+# Rows of a chunk whose mean is the pivot, in the rc view with one value of a channel in each.
 PIVOT_ROWS = 16
 # Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
-# loaded, added up and stored once for both (rows of 49: 17 % less time, of 16: 29 %, of 196 none).
-SHORT_ROW = 128
+# loaded, added up and stored once for both (rows of 49: 17 % less time, of 196 none).
+PAIRED_ROW = 128
 # Additions to a sum before it is folded into that of the level above: adding up numbers that are
 # alike rounds the same way each time. In sums of 2048 the variance of a channel that is constant
 # but for its first values was off by 1e-10, so by 1e-12.
 RUN = 64
 # Values of a row that are added up to the four accumulators of 8 lanes in a run.
 SEGMENT = 32 * RUN
-# float64 numbers of workspace per channel, the channels padded to whole vectors: two sums on two
-# levels, and the pivot; in the ncs view each has 8 lanes.
-WORKSPACE_NCS, WORKSPACE_RC = 40, 5
+# Numbers of workspace: two sums on two levels, and the pivot. Each has 8 lanes per channel in the
+# ncs view, a number per column, padded to whole vectors, in the rc view.
+WORKSPACE = 5
 
 
 @inlined
-def workspace(x, block):
+def workspace(x, block, channels):
     """Return how many float64 numbers of workspace the sums of a block of channels take."""
-    return (block + 7) // 8 * 8 * (WORKSPACE_NCS if x.ndim == 3 else WORKSPACE_RC)
+    if x.ndim == 3:
+        return WORKSPACE * 8 * block
+    columns = block * (x.shape[1] // channels)
+    return WORKSPACE * ((columns + 7) // 8 * 8)
 
 
 @inlined
@@ -136,7 +140,10 @@ def first_of(row, i):
 
 @inlined
 def pivot_of(x, c, row0, row1, s0, s1):
-    """Return the mean of some first values of a chunk, of several rows where they are short."""
+    """Return the mean of some first values of a chunk, of several rows where they are short.
+
+    They begin at ``x[row, c]``, in the rc view a column.
+    """
     first = first_of(row_at(x, (row0, c)), s0)
     start = splat_f64(first)
     total = splat_f64(0.0)
@@ -241,18 +248,18 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
         for column0 in range(s0, s1, plan[5]):
             column1 = min(s1, column0 + plan[5])
             for c in range(begin, end):
-                at = (c - begin) * WORKSPACE_NCS
+                at = (c - begin) * 8 * WORKSPACE
                 for level in range(at, at + 32, 8):
                     store(work, level, zero)
                 work[at + 32] = pivot_of(x, c, row0, row1, column0, column1)
-            together = 2 if column1 - column0 <= SHORT_ROW else 1
+            together = 2 if column1 - column0 <= PAIRED_ROW else 1
             rows = max(1, rows_of_run(column1 - column0) // together) * together
             for i in range(row0, row1, together):
                 folds = (i + together - row0) % rows == 0
                 ahead = next_sweep(x, i + together, begin, end)
                 other_ahead = next_sweep(x, i + together + 1, begin, end)
                 for c in range(begin, end):
-                    at = (c - begin) * WORKSPACE_NCS
+                    at = (c - begin) * 8 * WORKSPACE
                     pivot = work[at + 32]
                     turn = span - (c - begin) * s
                     row = row_at(x, (i, c))
@@ -273,7 +280,7 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
                                 fold(work, at + 8, at + 24)
             size = (row1 - row0) * (column1 - column0)
             for c in range(begin, end):
-                at = (c - begin) * WORKSPACE_NCS
+                at = (c - begin) * 8 * WORKSPACE
                 total = splat_f64(hsum(load_f64(work, at) + load_f64(work, at + 16)))
                 square = splat_f64(hsum(load_f64(work, at + 8) + load_f64(work, at + 24)))
                 pivot = splat_f64(work[at + 32] - origin[c])
@@ -283,13 +290,13 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
 
 @inlined
 def row_group(x, width, arrays):
-    """Return how many rows of x[r, c] are taken at a time, and how the next ones are prefetched.
+    """Return how many rows of x[r, q] are taken at a time, and how the next ones are prefetched.
 
-    The accumulators of 16 channels stay in registers for a group of rows. Reading on from row to
+    The accumulators of 16 columns stay in registers for a group of rows. Reading on from row to
     row like that is hard on the prefetchers of the hardware, so that rows of the next group or a
     later one are prefetched in the order of memory (67 MB: 3.6 ms against 7.1, 1024 KB: 32 us
     against 40). A group further than needed would not stay in L1 (26 MB: 7 % longer), of two arrays
-    least of all: 8 rows of 2048 channels took a tenth less than 4, of two arrays 4 % more. A run
+    least of all: 8 rows of 2048 columns took a tenth less than 4, of two arrays 4 % more. A run
     has a whole number of groups.
 
     The numbers are: rows of a group; how many rows on to prefetch; and how many stretches of memory
@@ -303,12 +310,24 @@ def row_group(x, width, arrays):
 
 
 @inlined
-def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
-    """Add sum(d) and sum(d^2) of some rows of 16 channels to their lanes of `work`.
+def row_after(x, i, begin, end):
+    """Return row i from the column `begin` on.
 
-    They are the channels from ``begin + at`` on. A line from `ahead` is fetched for each row.
+    Behind the last one, that is where the next block of columns begins, in its first rows.
     """
-    c = begin + at
+    rows, columns = x.shape
+    if i < rows:
+        return row_at(x, (i, begin))
+    return row_at(x, (min(i - rows, rows - 1), min(end, columns - 1)))
+
+
+@inlined
+def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
+    """Add sum(d) and sum(d^2) of some rows of 16 columns to their lanes of `work`.
+
+    They are the columns from ``begin + at`` on. A line from `ahead` is fetched for each row.
+    """
+    q = begin + at
     k0, k1 = load_f64(work, 4 * width + at), load_f64(work, 4 * width + at + 8)
     a0, a1 = load_f64(work, at), load_f64(work, at + 8)
     q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
@@ -316,7 +335,7 @@ def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
         row = row_at(x, (i,))
         prefetch(ahead, line)
         line += 16
-        d0, d1 = load_f64(row, c) - k0, load_f64(row, c + 8) - k1
+        d0, d1 = load_f64(row, q) - k0, load_f64(row, q + 8) - k1
         a0, a1 = a0 + d0, a1 + d1
         q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
     store(work, at, a0)
@@ -326,58 +345,95 @@ def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
     return line
 
 
-def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
-    """Write the moments of one slab of x[r, c], the mean relative to `origin`.
+@inlined
+def both_levels(work, width, at):
+    """Return the two sums of 8 columns, or channels after `sum_columns`."""
+    total = load_f64(work, at) + load_f64(work, 2 * width + at)
+    return total, load_f64(work, width + at) + load_f64(work, 3 * width + at)
 
-    `work` holds sums and squares of the channels on two levels and their pivots, each in a stretch
-    padded to whole vectors.
+
+@inlined
+def sum_columns(work, width, size, s):
+    """Add up the sums of the s columns of each channel, and leave them where its number says."""
+    if s > 1:
+        for c in range(size // s):
+            total = square = splat_f64(0.0)
+            for at in range(c * s, c * s + s, 8):
+                live = c * s + s - at
+                for level in range(2):
+                    part = at + 2 * level * width
+                    total = total + load_lanes(work, part, live)
+                    square = square + load_lanes(work, part + width, live)
+            work[c], work[width + c] = hsum(total), hsum(square)
+            work[2 * width + c] = work[3 * width + c] = 0.0
+
+
+@inlined
+def first_columns(work, begin, size, s):
+    """Move the numbers of the first column of each channel to where the channel's number says."""
+    if s > 1:
+        for c in range(size // s):
+            work[begin + c] = work[begin + c * s]
+
+
+def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
+    """Write the moments of one slab of x[r, q] for a range of channels, each of s columns.
+
+    The mean is relative to `origin`. `work` holds sums and squares of the columns on two levels and
+    their pivots, each in a stretch padded to whole vectors. The columns of a channel have the pivot
+    of the first one.
     """
-    r = x.shape[0]
-    width = (end - begin + 7) // 8 * 8
-    zero = splat_f64(0.0)
-    vectors = (end - begin) // 16
-    group, reach, stretches = row_group(x, end - begin, 1)
-    n0, n1, _, _ = slab_bounds(r, 1, plan, slab)
+    r, s = x.shape[0], plan[3]
+    column, size = begin * s, (end - begin) * s
+    width = (size + 7) // 8 * 8
+    vectors = size // 16
+    group, reach, stretches = row_group(x, size, 1)
+    n0, n1, _, _ = slab_bounds(r, s, plan, slab)
+    for at in range(0, width, 8):
+        first = load_lanes(row_at(x, (0,)), column + at, size - at)
+        last = load_lanes(row_at(x, (r - 1,)), column + at, size - at)
+        between = load_lanes(row_at(x, (r // 2,)), column + at, size - at)
+        store(work, at, middle(first, between, last))
+    first_columns(work, 0, size, s)
     for c in range(begin, end, 8):
-        live = end - c
-        first, last = load_lanes(row_at(x, (0,)), c, live), load_lanes(row_at(x, (r - 1,)), c, live)
-        between = load_lanes(row_at(x, (r // 2,)), c, live)
-        store_lanes(origin, c, live, middle(first, between, last))
+        store_lanes(origin, c, end - c, load_f64(work, c - begin))
     count = 0
     for row0 in range(n0, n1, plan[4]):
         row1 = min(n1, row0 + plan[4])
-        pivot_rows = min(row1 - row0, PIVOT_ROWS)
+        pivot_rows = max(1, min((row1 - row0) // 8, PIVOT_ROWS))
         for at in range(0, width, 8):
-            live = end - begin - at
-            first = load_lanes(row_at(x, (row0,)), begin + at, live)
-            total = zero
+            first = load_lanes(row_at(x, (row0,)), column + at, size - at)
+            total = splat_f64(0.0)
             for i in range(row0 + 1, row0 + pivot_rows):
-                total = total + (load_lanes(row_at(x, (i,)), begin + at, live) - first)
-            store(work, 4 * width + at, first + total / splat_f64(float(pivot_rows)))
+                total = total + (load_lanes(row_at(x, (i,)), column + at, size - at) - first)
+            pivot = rounded(x, first + total / splat_f64(float(pivot_rows)))
+            store(work, 4 * width + at, pivot)
+        if s > 1:
+            for c in range(end - begin):
+                at = 4 * width + c * s
+                fill(work, at, s, splat_f64(work[at]))
         for at in range(0, 4 * width, 8):
-            store(work, at, zero)
-        for at in range(4 * width, 5 * width):
-            work[at] = rounded(x, work[at])
+            store(work, at, splat_f64(0.0))
         for start in range(row0, row1, RUN):
             stop = min(row1, start + RUN)
             for first_row in range(start, stop, group):
                 last_row = min(stop, first_row + group)
                 at = 0
                 for k in range(stretches):
-                    ahead = row_at(x, (min(first_row + reach + k, r - 1),))
-                    line = begin
+                    ahead = row_after(x, first_row + reach + k, column, column + size)
+                    line = 0
                     until = 16 * (vectors * (k + 1) // stretches)
                     while at < until:
                         line = accumulate_columns(
-                            x, begin, at, first_row, last_row, ahead, line, width, work
+                            x, column, at, first_row, last_row, ahead, line, width, work
                         )
                         at += 16
                 while at < width:
-                    live = end - begin - at
+                    live = size - at
                     k0 = load_f64(work, 4 * width + at)
                     a0, q0 = load_f64(work, at), load_f64(work, width + at)
                     for i in range(first_row, last_row):
-                        d0 = load_lanes(row_at(x, (i,)), begin + at, live) - k0
+                        d0 = load_lanes(row_at(x, (i,)), column + at, live) - k0
                         a0, q0 = a0 + d0, fma(d0, d0, q0)
                     store(work, at, a0)
                     store(work, width + at, q0)
@@ -385,15 +441,14 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
             if stop < row1:
                 for at in range(0, 2 * width, 8):
                     fold(work, at, 2 * width + at)
-        size = row1 - row0
-        for at in range(0, width, 8):
-            c = begin + at
-            live = end - c
-            total = load_f64(work, at) + load_f64(work, 2 * width + at)
-            square = load_f64(work, width + at) + load_f64(work, 3 * width + at)
-            pivot = load_f64(work, 4 * width + at) - load_lanes(origin, c, live)
-            finish_chunk(mean, m2, c, live, count, pivot, total, square, size)
-        count += size
+        sum_columns(work, width, size, s)
+        first_columns(work, 4 * width, size, s)
+        values = (row1 - row0) * s
+        for c in range(begin, end, 8):
+            total, square = both_levels(work, width, c - begin)
+            pivot = load_f64(work, 4 * width + c - begin) - load_lanes(origin, c, end - c)
+            finish_chunk(mean, m2, c, end - c, count, pivot, total, square, values)
+        count += values
 
 
 collect_slab = by_rank(collect_slab_ncs, collect_slab_rc)

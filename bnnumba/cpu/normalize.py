@@ -11,6 +11,7 @@ import math
 from .jit import by_rank, inlined
 from .memory import (
     REPEATED,
+    fill,
     load,
     load_lanes,
     load_part,
@@ -25,7 +26,7 @@ from .memory import (
 from .plan import slab_bounds
 from .simd import blend, bounded, fma, inverse_root, lanes, rounded, splat, splat_f64
 
-# Channels of a row in the rc view above which rows are written four at a time: the coefficients of
+# Columns of a row in the rc view above which rows are written four at a time: the coefficients of
 # more would not stay in L1 from row to row.
 WIDE = 2048
 # Elements of a row, of four, between a prefetch and its use.
@@ -53,11 +54,12 @@ def write_inverse_std(begin, end, m2, count, eps, invstd):
 
 @inlined
 def normalize_coefficients(begin, end, mean, rest, invstd, weight, bias, coefs):
-    """Write ``coefs[:, c] = center, scale, shift``.
+    """Write center, scale, shift to the first column of each channel in `coefs`.
 
     `rest` is what float64 has no room for of the mean. An empty weight stands for ones, an empty
     rest or bias for zeros.
     """
+    s = columns_of_channel(coefs, mean.size)
     for c in range(begin, end):
         scale = invstd[c]
         if weight.size:
@@ -70,23 +72,35 @@ def normalize_coefficients(begin, end, mean, rest, invstd, weight, bias, coefs):
         shift = -left * scale
         if bias.size:
             shift += bias[c]
-        coefs[0, c] = center
-        coefs[1, c] = scale
-        coefs[2, c] = shift
-    repeat_first(begin, end, coefs)
+        coefs[0, c * s] = center
+        coefs[1, c * s] = scale
+        coefs[2, c * s] = shift
 
 
 @inlined
-def repeat_first(begin, end, coefs):
-    """Write the coefficients of the first channels once more, behind those of the last.
+def columns_of_channel(coefs, channels):
+    """Return how many columns a channel has in `coefs`: one, or in the rc view all of a row."""
+    return (coefs.shape[1] - REPEATED) // channels
 
-    A vector of the rc view may begin in one row and end in the next one.
+
+@inlined
+def repeat_coefficients(begin, end, channels, coefs):
+    """Write the coefficients of the first column of each channel to the others of the rc view.
+
+    Those of the first columns follow once more on those of the last, as a vector may begin in one
+    row and end in the next one.
     """
-    channels = coefs.shape[1] - REPEATED
-    if begin == 0 and end == channels:
+    s = columns_of_channel(coefs, channels)
+    if s > 1:
+        for k in range(coefs.shape[0]):
+            row = row_at(coefs, (k,))
+            for c in range(begin, end):
+                fill(row, c * s, s, splat(row, coefs[k, c * s]))
+    columns = coefs.shape[1] - REPEATED
+    if begin == 0 and end * s == columns:
         for k in range(coefs.shape[0]):
             for i in range(REPEATED):
-                coefs[k, channels + i] = coefs[k, i]
+                coefs[k, columns + i] = coefs[k, i]
 
 
 @inlined
@@ -168,56 +182,56 @@ def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, streaming, ahead, re
 
 @inlined
 def side_by_side(x):
-    """Return whether the rows x[n, c] of x[n, c, s], or x[r] of x[r, c], follow on each other."""
+    """Return whether the rows x[n, c] of x[n, c, s], or x[r] of x[r, q], follow on each other."""
     return x.shape[-2] == 1 or x.strides[-2] == x.shape[-1] * x.itemsize
 
 
 @inlined
 def normalize_run(row, out, begin, size, coefs, streaming, reach):
-    """Write `size` values that follow on ``row[begin]``, which is of channel `begin`.
+    """Write `size` values that follow on ``row[begin]``, which is of column `begin`.
 
-    The channels come round again behind the last one, as in rows that stand side by side.
+    The columns come round again behind the last one, as in rows that stand side by side.
     """
     centers, scales, shifts = row_at(coefs, (0,)), row_at(coefs, (1,)), row_at(coefs, (2,))
-    channels = coefs.shape[1] - REPEATED
+    columns = coefs.shape[1] - REPEATED
     step = lanes(row)
-    turn = step % channels
-    c = i = begin
+    turn = step % columns
+    q = i = begin
     end = begin + size
     head = min(end, begin + unaligned(out, begin))
     while i < head:
         part = min(head - i, step)
-        v = load_part(row, i, part) - load(centers, c)
-        store_part(out, i, part, fma(v, load(scales, c), load(shifts, c)))
+        v = load_part(row, i, part) - load(centers, q)
+        store_part(out, i, part, fma(v, load(scales, q), load(shifts, q)))
         i += part
-        c = (c + part) % channels
+        q = (q + part) % columns
     if streaming:
         while i + step <= end:
             prefetch(row, i + reach)
-            v = load(row, i) - load(centers, c)
-            stream(out, i, fma(v, load(scales, c), load(shifts, c)))
+            v = load(row, i) - load(centers, q)
+            stream(out, i, fma(v, load(scales, q), load(shifts, q)))
             i += step
-            c = c + turn - channels if c + turn >= channels else c + turn
+            q = q + turn - columns if q + turn >= columns else q + turn
     while i + step <= end:
-        v = load(row, i) - load(centers, c)
-        store(out, i, fma(v, load(scales, c), load(shifts, c)))
+        v = load(row, i) - load(centers, q)
+        store(out, i, fma(v, load(scales, q), load(shifts, q)))
         i += step
-        c = c + turn - channels if c + turn >= channels else c + turn
+        q = q + turn - columns if q + turn >= columns else q + turn
     if i < end:
-        v = load_part(row, i, end - i) - load(centers, c)
-        store_part(out, i, end - i, fma(v, load(scales, c), load(shifts, c)))
+        v = load_part(row, i, end - i) - load(centers, q)
+        store_part(out, i, end - i, fma(v, load(scales, q), load(shifts, q)))
 
 
 @inlined
 def normalize_part(row, out, i, live, centers, scales, shifts):
-    """Write the first `live` lanes of a vector of channels from i on."""
+    """Write the first `live` lanes of a vector of columns from i on."""
     v = load_part(row, i, live) - load(centers, i)
     store_part(out, i, live, fma(v, load(scales, i), load(shifts, i)))
 
 
 @inlined
 def normalize_vector(row, out, i, centers, scales, shifts, streaming):
-    """Write a vector of channels from i on, and fetch what is some vectors further on."""
+    """Write a vector of columns from i on, and fetch what is some vectors further on."""
     prefetch(row, i + NEAR)
     v = load(row, i) - load(centers, i)
     store_live(out, i, lanes(row), fma(v, load(scales, i), load(shifts, i)), streaming)
@@ -236,10 +250,10 @@ def normalize_wide_rows(x, i, begin, end, coefs, y, streaming):
     for k in range(4):
         row, out = row_at(x, (i + k,)), row_at(y, (i + k,))
         first = begin + unaligned(out, begin)
-        for c in range(begin, first, step):
-            normalize_part(row, out, c, min(step, first - c), centers, scales, shifts)
-        for c in range(first + size, end, step):
-            normalize_part(row, out, c, min(step, end - c), centers, scales, shifts)
+        for q in range(begin, first, step):
+            normalize_part(row, out, q, min(step, first - q), centers, scales, shifts)
+        for q in range(first + size, end, step):
+            normalize_part(row, out, q, min(step, end - q), centers, scales, shifts)
     for offset in range(0, size, step):
         normalize_vector(x0, y0, i0 + offset, centers, scales, shifts, streaming)
         normalize_vector(x1, y1, i1 + offset, centers, scales, shifts, streaming)
@@ -248,18 +262,21 @@ def normalize_wide_rows(x, i, begin, end, coefs, y, streaming):
 
 
 def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, streaming, ahead, reach):
-    """Normalize one slab of x[r, c] for a range of channels."""
-    rows, channels = x.shape
+    """Normalize one slab of x[r, q] for a range of columns.
+
+    Meanwhile values are fetched that stand `ahead` columns and `reach` values further on.
+    """
+    rows, columns = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
     if end - begin > WIDE:
         while n0 + 4 <= n1:
             normalize_wide_rows(x, n0, begin, end, coefs, y, streaming)
             n0 += 4
-    whole = end - begin == channels and side_by_side(x) and side_by_side(y)
+    whole = end - begin == columns and side_by_side(x) and side_by_side(y)
     run = max(1, n1 - n0) if whole else 1
     for i in range(n0, n1, run):
         row, out = row_at(x, (i,)), row_at(y, (i,))
-        normalize_run(row, out, begin, run * (end - begin), coefs, streaming, reach)
+        normalize_run(row, out, begin, run * (end - begin), coefs, streaming, ahead + reach)
 
 
 normalize_slab = by_rank(normalize_slab_ncs, normalize_slab_rc)

@@ -30,7 +30,7 @@ from .simd import lanes
 
 
 @inlined
-def room(out, slabs, fields, rows):
+def room(out, channels, slabs, fields, rows):
     """Return room for partial results, and for the coefficients that `out` is written with.
 
     It is one allocation, which takes as long as a hundred values of a small array. Coefficients are
@@ -38,8 +38,7 @@ def room(out, slabs, fields, rows):
     those of a vector that fills a line of `out` fill a line too: with two lines to each vector, 103
     MB of channels last were normalized in 5.2 ms by one thread, so in 4.3.
     """
-    channels = out.shape[1]
-    columns = channels + REPEATED
+    columns = out.shape[1] + REPEATED
     size = slabs * fields * channels
     flat = np.empty(size + rows * columns + 2 * REPEATED)
     first = size + unaligned(flat, size)
@@ -62,9 +61,10 @@ def _overload_precision(x):
 
 
 def _forward(x, block, ahead, plan, weight, bias, eps, stats, y, streaming):
-    partial, coefs = room(y, plan[0], 3, 3)
-    for item in prange((x.shape[1] + block - 1) // block):
-        work = np.empty(workspace(x, block))
+    channels = stats.shape[1]
+    partial, coefs = room(y, channels, plan[0], 3, 3)
+    for item in prange((channels + block - 1) // block):
+        work = np.empty(workspace(x, block, channels))
         first = np.int64(item)
         forward_range(
             first, first + 1, x, block, ahead, plan, weight, bias, eps, work, partial, coefs,
@@ -73,43 +73,43 @@ def _forward(x, block, ahead, plan, weight, bias, eps, stats, y, streaming):
 
 
 def _collect(x, block, plan, eps, stats):
-    channels = x.shape[1]
+    channels = stats.shape[1]
     partial = np.empty((plan[0], 3, channels))
     for item in prange(plan[0] * ((channels + block - 1) // block)):
-        work = np.empty(workspace(x, block))
+        work = np.empty(workspace(x, block, channels))
         first = np.int64(item)
         collect_range(first, first + 1, x, block, plan, work, partial)
-    s = x.shape[2] if x.ndim == 3 else 1
-    merge_range(0, channels, x.shape[0], s, plan, partial, eps, stats)
+    n = x.shape[0]
+    merge_range(0, channels, n, x.size // (n * channels), plan, partial, eps, stats)
 
 
 def _normalize(x, block, plan, weight, bias, mean, rest, invstd, y, streaming):
-    channels = x.shape[1]
-    _, coefs = room(y, 0, 0, 3)
-    coefficients_range(0, channels, mean, rest, invstd, weight, bias, coefs)
-    for item in prange(plan[0] * ((channels + block - 1) // block)):
+    _, coefs = room(y, 0, 0, 0, 3)
+    coefficients_range(0, mean.size, mean, rest, invstd, weight, bias, coefs)
+    for item in prange(plan[0] * ((x.shape[1] + block - 1) // block)):
         first = np.int64(item)
         normalize_range(first, first + 1, x, block, plan, coefs, y, streaming)
 
 
 def _infer(x, block, plan, weight, bias, mean, var, eps, y, streaming):
-    channels = x.shape[1]
-    scratch, coefs = room(y, 1, 1, 3)
+    channels = mean.size
+    scratch, coefs = room(y, channels, 1, 1, 3)
     invstd = scratch[0, 0]
     for c in range(channels):
         invstd[c] = var[c]  # contiguous here, as vectors are
     write_inverse_std(0, channels, invstd, 1, eps, invstd)
     coefficients_range(0, channels, mean, invstd[:0], invstd, weight, bias, coefs)
-    for item in prange(plan[0] * ((channels + block - 1) // block)):
+    for item in prange(plan[0] * ((x.shape[1] + block - 1) // block)):
         first = np.int64(item)
         normalize_range(first, first + 1, x, block, plan, coefs, y, streaming)
 
 
 def _backward(x, dy, block, ahead, plan, weight, stats, dx, dweight, dbias, streaming):
-    partial, coefs = room(dx, plan[0] + 1, 2, 4)
+    channels = stats.shape[1]
+    partial, coefs = room(dx, channels, plan[0] + 1, 2, 4)
     sums = partial[plan[0]]
-    for item in prange((x.shape[1] + block - 1) // block):
-        work = np.empty(workspace(x, block))
+    for item in prange((channels + block - 1) // block):
+        work = np.empty(workspace(x, block, channels))
         first = np.int64(item)
         backward_range(
             first, first + 1, x, dy, block, ahead, plan, weight, stats, stats[3], work, partial,
@@ -118,20 +118,19 @@ def _backward(x, dy, block, ahead, plan, weight, stats, dx, dweight, dbias, stre
 
 
 def _reduce(x, dy, block, plan, mean, rest, invstd, sums, dweight, dbias):
-    channels = x.shape[1]
+    channels = mean.size
     partial = np.empty((plan[0], 2, channels))
     for item in prange(plan[0] * ((channels + block - 1) // block)):
-        work = np.empty(workspace(x, block))
+        work = np.empty(workspace(x, block, channels))
         first = np.int64(item)
         reduce_range(first, first + 1, x, dy, block, plan, mean, work, partial)
     sums_range(0, channels, plan, partial, rest, invstd, sums, dweight, dbias)
 
 
 def _input(x, dy, block, plan, weight, mean, rest, invstd, sums, count, dx, streaming):
-    channels = x.shape[1]
-    _, coefs = room(dx, 0, 0, 4)
-    input_coefficients_range(0, channels, count, mean, rest, invstd, sums, weight, coefs)
-    for item in prange(plan[0] * ((channels + block - 1) // block)):
+    _, coefs = room(dx, 0, 0, 0, 4)
+    input_coefficients_range(0, mean.size, count, mean, rest, invstd, sums, weight, coefs)
+    for item in prange(plan[0] * ((x.shape[1] + block - 1) // block)):
         first = np.int64(item)
         input_range(first, first + 1, x, dy, block, plan, coefs, dx, streaming)
 

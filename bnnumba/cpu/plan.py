@@ -4,7 +4,8 @@ The (n, s) rectangle of a channel is cut into a grid of *slabs*, and each slab i
 enough to sum in one go. Chunks are merged in order within their slab, then slabs in order. The
 cut, and so every rounding, depends on the shape only; how slabs and channels are dealt out to
 threads does not matter to the result. A step that only writes rounds each value by itself and may
-be cut in any way. A view x[r, c] counts as n = r, s = 1.
+be cut in any way. A view x[r, q] counts as n = r, with the s values of each channel in a row, and
+where nothing is added up, as n = r, s = 1, each column for itself.
 """
 
 from functools import lru_cache
@@ -14,7 +15,7 @@ from .jit import inlined
 # Values of one channel summed against one pivot: short enough for rounding to stay below 1e-13
 # of the variance, long enough for the work at a chunk's end not to show.
 CHUNK = 16384
-# Rows of a chunk in the rc view, whose accumulators go through memory at the chunk's end.
+# Rows of a chunk in the rc view at most, whose accumulators go through memory at the chunk's end.
 CHUNK_ROWS = 2048
 # Slabs at most: enough for the threads of a large machine when there is one channel, few enough
 # for the partial results to stay small.
@@ -31,6 +32,14 @@ SLAB_ROWS = 256
 
 def _ceil_div(a, b):
     return -(-a // b)
+
+
+def even(items, size, total, workers):
+    """Return whether no worker has more to do than a thirtieth above its share of the total.
+
+    All items but the last are of one size, and each worker does as many of them.
+    """
+    return 30 * workers * _ceil_div(items, workers) * size <= 31 * total
 
 
 def _columns(s, pieces):
@@ -52,14 +61,38 @@ def plan_ncs(n, s):
 
 
 @lru_cache(maxsize=4096)
-def plan_rc(r):
-    """Return the plan of a view x[r, c] with r > 0."""
-    slab_rows = _ceil_div(r, max(1, min(SLABS, r // SLAB_ROWS)))
-    chunk_rows = _ceil_div(slab_rows, _ceil_div(slab_rows, CHUNK_ROWS))
-    return _ceil_div(r, slab_rows), 1, slab_rows, 1, chunk_rows, 1
+def plan_rc(r, s):
+    """Return the plan of a view of r > 0 rows with s values of each channel.
+
+    The number of slabs is 1, 2, 4, or a multiple of 8, which most numbers of threads share evenly:
+    else blocks of channels would have to be narrow.
+    """
+    slabs = max(1, min(SLABS, r // SLAB_ROWS))
+    for part in (8, 4, 2):
+        if slabs >= part:
+            slabs -= slabs % part
+            break
+    slab_rows = _ceil_div(r, slabs)
+    most = max(1, min(CHUNK_ROWS, CHUNK // s))
+    chunk_rows = _ceil_div(slab_rows, _ceil_div(slab_rows, most))
+    return _ceil_div(r, slab_rows), 1, slab_rows, s, chunk_rows, s
 
 
-def plan_writes(n, channels, s, workers):
+def even_rows(n, together, workers):
+    """Return how many of n rows a slab has, that all threads have the same to do.
+
+    It is a multiple of the rows that are taken together, and an eighth of a thread's or more. With
+    the last slab much shorter than the others, blocks of channels would have to make up for it:
+    67 MB of 65537 rows of 256 channels were normalized in 4.6 ms in blocks of 128, so in 2.1.
+    """
+    for share in range(8, 0, -1):
+        rows = min(n, _ceil_div(_ceil_div(n, share * workers), together) * together)
+        if even(_ceil_div(n, rows), rows, n, workers):
+            return rows
+    return min(n, _ceil_div(_ceil_div(n, 8 * workers), together) * together)
+
+
+def plan_writes(n, channels, s, together, workers):
     """Return the plan of a step that adds nothing up, so that its cut may suit the threads.
 
     A slab is some whole rows x[n], and a part of one only where there are too few of them, and of
@@ -67,7 +100,7 @@ def plan_writes(n, channels, s, workers):
     """
     if workers == 1:
         return 1, 1, n, s, n, s
-    rows = max(1, n // (8 * workers))
+    rows = even_rows(n, together, workers)
     columns = _columns(s, _ceil_div(8 * workers, n * channels))
     across = _ceil_div(s, columns)
     return _ceil_div(n, rows) * across, across, rows, columns, rows, columns

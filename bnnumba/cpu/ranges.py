@@ -1,8 +1,9 @@
 """The range kernels: each does the work items ``[begin, end)``, serially, without allocating.
 
 An item of a split step is a slab and a block of channels; an item of a fused step is a block of
-channels, whose second sweep finds the block still in the cache. ``x`` is x[n, c, s] or x[r, c];
-what is done with a slab differs by its rank.
+channels, whose second sweep finds the block still in the cache. ``x`` is x[n, c, s] or x[r, q];
+what is done with a slab differs by its rank. A row x[r] holds the same number of values of each
+channel side by side, as many columns q; to a step that only writes, each column is a channel.
 """
 
 from .backward import (
@@ -18,14 +19,14 @@ from .moments import collect_slab, merge_slabs
 from .normalize import (
     normalize_coefficients,
     normalize_slab,
+    repeat_coefficients,
     write_inverse_std,
 )
 
 
 @inlined
-def piece(item, x, block):
+def piece(item, channels, block):
     """Return the slab, the first channel and the end of the channels of an item of a split step."""
-    channels = x.shape[1]
     blocks = (channels + block - 1) // block
     c0 = item % blocks * block
     return item // blocks, c0, min(channels, c0 + block)
@@ -39,7 +40,8 @@ def forward_range(
 
     While a block is written, the channels that are `ahead` of it are fetched.
     """
-    channels = x.shape[1]
+    channels = stats.shape[1]
+    columns = x.shape[1] // channels
     count = x.size // channels
     for item in range(begin, end):
         c0 = item * block
@@ -51,15 +53,19 @@ def forward_range(
         merge_slabs(c0, c1, x.shape[0], s, plan, partial, stats[0], stats[1], stats[3])
         write_inverse_std(c0, c1, stats[1], count, eps, stats[2])
         normalize_coefficients(c0, c1, stats[0], stats[3], stats[2], weight, bias, coefs)
+        if x.ndim == 2:
+            repeat_coefficients(c0, c1, channels, coefs)
         for slab in range(plan[0] - 1, -1, -1):
-            normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, ahead, 0)
+            normalize_slab(
+                x, slab, c0 * columns, c1 * columns, plan, coefs, y, streaming, ahead * columns, 0
+            )
 
 
 @kernel
 def collect_range(begin, end, x, block, plan, work, partial):
     """Write the moments of each slab and channel to ``partial[slab, :, c]``."""
     for item in range(begin, end):
-        slab, c0, c1 = piece(item, x, block)
+        slab, c0, c1 = piece(item, partial.shape[2], block)
         mean, m2, origin = partial[slab, 0], partial[slab, 1], partial[slab, 2]
         collect_slab(x, slab, c0, c1, plan, work, mean, m2, origin)
 
@@ -73,9 +79,9 @@ def merge_range(begin, end, n, s, plan, partial, eps, stats):
 
 @kernel
 def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
-    """Normalize slabs and blocks of channels by given coefficients."""
+    """Normalize slabs and blocks of channels, or columns, by given coefficients."""
     for item in range(begin, end):
-        slab, c0, c1 = piece(item, x, block)
+        slab, c0, c1 = piece(item, x.shape[1], block)
         normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, 0, prefetch_distance(x))
 
 
@@ -83,6 +89,7 @@ def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
 def coefficients_range(begin, end, mean, rest, invstd, weight, bias, coefs):
     """Write the coefficients that normalize the channels ``[begin, end)``."""
     normalize_coefficients(begin, end, mean, rest, invstd, weight, bias, coefs)
+    repeat_coefficients(begin, end, mean.size, coefs)
 
 
 @kernel
@@ -91,7 +98,8 @@ def backward_range(
     dx, dweight, dbias, streaming,
 ):  # fmt: skip
     """Write the three gradients of blocks of channels normalized by their own statistics."""
-    channels = x.shape[1]
+    channels = stats.shape[1]
+    columns = x.shape[1] // channels
     count = x.size // channels
     for item in range(begin, end):
         c0 = item * block
@@ -102,15 +110,20 @@ def backward_range(
         add_slabs(c0, c1, plan, partial, rest, sums)
         parameter_gradients(c0, c1, stats[2], sums, dweight, dbias)
         input_coefficients(c0, c1, count, stats[0], rest, stats[2], sums, weight, coefs)
+        if x.ndim == 2:
+            repeat_coefficients(c0, c1, channels, coefs)
         for slab in range(plan[0] - 1, -1, -1):
-            input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, ahead, 0)
+            input_slab(
+                x, dy, slab, c0 * columns, c1 * columns, plan, coefs, dx, streaming,
+                ahead * columns, 0,
+            )  # fmt: skip
 
 
 @kernel
 def reduce_range(begin, end, x, dy, block, plan, mean, work, partial):
     """Write sum(dy) and sum(dy * xmu) of each slab and channel to ``partial[slab, :, c]``."""
     for item in range(begin, end):
-        slab, c0, c1 = piece(item, x, block)
+        slab, c0, c1 = piece(item, partial.shape[2], block)
         first, second = partial[slab, 0], partial[slab, 1]
         reduce_slab(x, dy, slab, c0, c1, plan, work, mean, first, second)
 
@@ -124,9 +137,9 @@ def sums_range(begin, end, plan, partial, rest, invstd, sums, dweight, dbias):
 
 @kernel
 def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
-    """Write dx for slabs and blocks of channels by given coefficients."""
+    """Write dx for slabs and blocks of channels, or columns, by given coefficients."""
     for item in range(begin, end):
-        slab, c0, c1 = piece(item, x, block)
+        slab, c0, c1 = piece(item, x.shape[1], block)
         reach = prefetch_distance(x)
         input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, 0, reach)
 
@@ -135,3 +148,4 @@ def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
 def input_coefficients_range(begin, end, count, mean, rest, invstd, sums, weight, coefs):
     """Write the coefficients of dx for the channels ``[begin, end)``."""
     input_coefficients(begin, end, count, mean, rest, invstd, sums, weight, coefs)
+    repeat_coefficients(begin, end, mean.size, coefs)

@@ -237,16 +237,16 @@ def splat(typingctx, array, scalar):
 
 
 @intrinsic
-def rounded(typingctx, array, scalar):
-    """Return a float64 scalar rounded to the precision that `array` is computed in."""
+def rounded(typingctx, array, value):
+    """Return a float64, or lanes of it, rounded to the precision that `array` is computed in."""
     single = vector_of(array) is f32x16
 
     def codegen(context, builder, sig, args):
-        if single:
-            return builder.fpext(builder.fptrunc(args[1], FLOAT), DOUBLE)
-        return args[1]
+        kind = args[1].type
+        narrow = ir.VectorType(FLOAT, kind.count) if isinstance(kind, ir.VectorType) else FLOAT
+        return builder.fpext(builder.fptrunc(args[1], narrow), kind) if single else args[1]
 
-    return types.float64(array, types.float64), codegen
+    return value(array, value), codegen
 
 
 @intrinsic
@@ -292,11 +292,20 @@ def splat_f64(typingctx, scalar):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """Return ``a * b + c``, in one rounding where the CPU has the instruction."""
+    """Return ``a * b + c``, in one rounding where the CPU has the instruction.
+
+    There always: a product and a sum that may be contracted were not in a loop over parts of
+    vectors on aarch64, so that bits depended on the number of threads.
+    """
 
     def codegen(context, builder, sig, args):
-        product = builder.fmul(args[0], args[1], flags=("contract",))
-        return builder.fadd(product, args[2], flags=("contract",))
+        kind = args[0].type
+        suffix = {FLOAT: "f32", DOUBLE: "f64"}[kind.element]
+        name = f"llvm.fmuladd.v{kind.count}{suffix}"
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(kind, [kind] * 3), name
+        )
+        return builder.call(function, args)
 
     return a(a, b, c), codegen
 

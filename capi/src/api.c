@@ -16,6 +16,8 @@ static bnnumba_status open_batch(bnnumba_dtype dtype, bnnumba_layout layout, int
         b->n = 1, b->s = n * s;
     } else if (layout == BNNUMBA_NSC || s == 1) {
         b->rc = 1, b->n = n * s, b->s = 1;
+    } else {
+        b->rc = s <= SHORT_ROW;
     }
     return BNNUMBA_OK;
 }

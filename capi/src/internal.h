@@ -62,7 +62,7 @@ bnnumba_status bn_leave_python(bnnumba_status status);
 
 /* --- views ----------------------------------------------------------------------------------- */
 
-/* How all data of a call is seen: x[n, c, s], or x[n, c] if rc, with contiguous last axes. */
+/* How all data of a call is seen: x[n, c, s], or x[n, c * s] if rc, with contiguous last axes. */
 typedef struct batch {
     bnnumba_dtype dtype;
     int rc;

@@ -25,6 +25,12 @@ static int64_t extent(const tensor *t, const int *axes, int count)
     return total;
 }
 
+/* Whether rows of one channel are short enough to be one row with those of the other channels. */
+static int is_short(int64_t channels, int64_t s)
+{
+    return channels > 1 && s > 1 && s <= SHORT_ROW;
+}
+
 static layout make(const tensor *t, int rc, const int *ones, int one_count, const int *outer,
                    int outer_count, int axis, const int *inner, int inner_count)
 {
@@ -32,7 +38,7 @@ static layout make(const tensor *t, int rc, const int *ones, int one_count, cons
     memset(&l, 0, sizeof l);
     l.rc = rc;
     l.n = extent(t, outer, outer_count);
-    l.s = rc ? 1 : extent(t, inner, inner_count);
+    l.s = extent(t, inner, inner_count);
     int at = 0;
     for (int i = 0; i < one_count; i++)
         l.order[at++] = ones[i];
@@ -67,20 +73,27 @@ int layout_candidates(const tensor *t, int axis, layout found[2])
         int unit = !inner_count || (t->strides[others[count - 1]] == t->itemsize &&
                                     merges(t, inner, inner_count));
         if (unit && merges(t, others, cut)) {
-            found[made++] = make(t, 0, ones, one_count, others, cut, axis, inner, inner_count);
+            found[made] = make(t, 0, ones, one_count, others, cut, axis, inner, inner_count);
+            if (is_short(channels, found[made].s) &&
+                t->strides[axis] == found[made].s * t->itemsize) {
+                found[made + 1] = found[made];
+                found[made++].rc = 1;
+            }
+            made++;
             break;
         }
     }
-    if ((channels == 1 || t->strides[axis] == t->itemsize) && merges(t, others, count))
+    if ((channels == 1 || t->strides[axis] == t->itemsize) && merges(t, others, count)) {
         found[made++] = make(t, 1, ones, one_count, others, count, axis, NULL, 0);
-    /* Rows of one value would waste the vectors: there the channels are the better direction. */
-    if (made == 2 && found[0].s < channels) {
-        layout first = found[0];
-        found[0] = found[1];
-        found[1] = first;
-    }
-    if (made == 1 && !found[0].rc && found[0].s == 1 && channels > 1)
+        /* Rows of one value would waste the vectors: there the channels are the better direction. */
+        if (made == 2 && found[0].s < channels) {
+            layout first = found[0];
+            found[0] = found[1];
+            found[1] = first;
+        }
+    } else if (made == 1 && found[0].s == 1 && channels > 1) {
         made = 0; /* one value per row, and the channels not contiguous: better copied */
+    }
     return made;
 }
 
@@ -107,7 +120,9 @@ layout layout_nearest(const tensor *t, int axis)
     }
     if (axis == t->rank - 1 || llabs(t->strides[axis]) == innermost)
         return make(t, 1, NULL, 0, others, count, axis, NULL, 0);
-    return make(t, 0, NULL, 0, others, axis, axis, others + axis, count - axis);
+    layout l = make(t, 0, NULL, 0, others, axis, axis, others + axis, count - axis);
+    l.rc = is_short(t->shape[axis], l.s);
+    return l;
 }
 
 void layout_strides(const layout *l, const tensor *t, int axis, int64_t *n_stride,

@@ -62,7 +62,6 @@ typedef struct running_step {
     kernel *run;
     job j;
     int threads;
-    int64_t items, stride;
     workspace memory;
     double *work;
 } running_step;
@@ -96,23 +95,27 @@ bnnumba_status bn_shared(kernel_id id, job *j)
     return BNNUMBA_OK;
 }
 
-/* Cut the work of a step, with `x` and maybe `dy` and `y`, and choose how to do it. */
-static bnnumba_status plan(running_step *r, const batch *b, const data *x, const data *dy,
-                           const data *y)
+static int64_t columns(const batch *b)
 {
-    r->j = (job){.n = b->n, .c = b->c, .s = b->s, .count = b->n * b->s, .inputs = dy ? 2 : 1};
+    return b->rc ? b->c * b->s : b->c;
+}
+
+/* Begin a step with `x` and maybe `dy` and `y`. */
+static void begin(running_step *r, const batch *b, const data *x, const data *dy, const data *y)
+{
+    r->j = (job){.n = b->n, .c = b->c, .s = b->s, .columns = columns(b)};
+    r->j.count = b->n * b->s, r->j.inputs = dy ? 2 : 1;
     r->j.x = ADDRESS(x->address), r->j.x_n = x->n_stride, r->j.x_c = x->c_stride;
     if (dy)
         r->j.dy = ADDRESS(dy->address), r->j.dy_n = dy->n_stride, r->j.dy_c = dy->c_stride;
     if (y)
         r->j.y = ADDRESS(y->address), r->j.y_n = y->n_stride, r->j.y_c = y->c_stride;
-    return bn_shared(b->rc ? KERNEL_plan_rc : KERNEL_plan_ncs, &r->j);
 }
 
 /* The kinds of steps, as in bnnumba/cpu/__init__.py. */
 typedef enum kind { FUSED, SUMS, WRITES } kind;
 
-/* Choose the block and the threads of a step; block 0 says that it is better not fused. */
+/* Cut the work of a step and choose its threads; block 0 says that it is better not fused. */
 static bnnumba_status choose(running_step *r, const batch *b, step what, kind how)
 {
     kernel *decide;
@@ -124,15 +127,11 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, kind ho
     r->j.block_bytes = here->block, r->j.spill_bytes = here->spill;
     r->j.shared_bytes = here->shared, r->j.fetches_ahead = here->ahead;
     decide(how, r->threads, &r->j, NULL);
-    if (r->j.block)
-        r->items = (b->c + r->j.block - 1) / r->j.block * (how == FUSED ? 1 : r->j.slabs);
-    int64_t padded = (r->j.block + 7) / 8 * 8;
-    r->stride = how == WRITES ? 0 : padded * (b->rc ? WORKSPACE_RC : WORKSPACE_NCS);
     return BNNUMBA_OK;
 }
 
 /* How many doubles the coefficients take, with room to begin anywhere on a cache line. */
-#define COEFS(b) (4 * ((b)->c + REPEATED) + CACHE_LINE / 8)
+#define COEFS(b) (4 * (columns(b) + REPEATED) + CACHE_LINE / 8)
 
 /*
  * Take memory for coefficients, behind nothing but scratch of whole cache lines. They stand as far
@@ -155,17 +154,17 @@ static int64_t partial_size(const running_step *r)
 /* Allocate `doubles`, and scratch for each thread. */
 static bnnumba_status reserve(running_step *r, int64_t doubles)
 {
-    bnnumba_status status = bn_reserve(&r->memory, doubles + r->threads * r->stride);
+    bnnumba_status status = bn_reserve(&r->memory, doubles + r->threads * r->j.scratch);
     if (status != BNNUMBA_OK)
         bn_leave(r->threads);
     else
-        r->work = bn_take(&r->memory, r->threads * r->stride);
+        r->work = bn_take(&r->memory, r->threads * r->j.scratch);
     return status;
 }
 
 static void run(running_step *r)
 {
-    bn_run(r->run, &r->j, r->items, r->threads, r->work, r->stride);
+    bn_run(r->run, &r->j, r->j.items, r->threads, r->work, r->j.scratch);
 }
 
 static void finish(running_step *r)
@@ -179,7 +178,7 @@ static void finish(running_step *r)
 bnnumba_status bn_collect(const batch *b, const data *x, double eps, double *stats)
 {
     running_step r;
-    TRY(plan(&r, b, x, NULL, NULL));
+    begin(&r, b, x, NULL, NULL);
     TRY(choose(&r, b, COLLECT, SUMS));
     TRY(reserve(&r, partial_size(&r)));
     r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
@@ -196,7 +195,7 @@ bnnumba_status bn_normalize(const batch *b, const data *x, const double *weight,
                             const data *y)
 {
     running_step r;
-    TRY(plan(&r, b, x, NULL, y));
+    begin(&r, b, x, NULL, y);
     TRY(choose(&r, b, NORMALIZE, WRITES));
     TRY(reserve(&r, COEFS(b)));
     r.j.coefs = take_coefs(&r, b, y);
@@ -213,7 +212,7 @@ bnnumba_status bn_forward(const batch *b, const data *x, const double *weight, c
                           double eps, double *stats, const data *y)
 {
     running_step r;
-    TRY(plan(&r, b, x, NULL, y));
+    begin(&r, b, x, NULL, y);
     TRY(choose(&r, b, FORWARD, FUSED));
     if (!r.j.block) {
         bn_leave(r.threads);
@@ -237,7 +236,7 @@ static bnnumba_status reduce(const batch *b, const data *x, const data *dy, cons
                              double *dweight, double *dbias)
 {
     running_step r;
-    TRY(plan(&r, b, x, dy, NULL));
+    begin(&r, b, x, dy, NULL);
     TRY(choose(&r, b, REDUCE, SUMS));
     TRY(reserve(&r, partial_size(&r)));
     r.j.partial = ADDRESS(bn_take(&r.memory, partial_size(&r)));
@@ -265,7 +264,7 @@ static bnnumba_status input(const batch *b, const data *x, const data *dy, const
                             const double *sums, const data *dx)
 {
     running_step r;
-    TRY(plan(&r, b, x, dy, dx));
+    begin(&r, b, x, dy, dx);
     TRY(choose(&r, b, INPUT, WRITES));
     TRY(reserve(&r, COEFS(b)));
     r.j.coefs = take_coefs(&r, b, dx);
@@ -300,7 +299,7 @@ bnnumba_status bn_backward(const batch *b, const data *x, const data *dy, const 
                            double *dbias)
 {
     running_step r;
-    TRY(plan(&r, b, x, dy, dx));
+    begin(&r, b, x, dy, dx);
     TRY(choose(&r, b, BACKWARD, FUSED));
     if (!r.j.block) {
         bn_leave(r.threads);
