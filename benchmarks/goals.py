@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .cases import SMALLEST, STREAM
+from .cases import BEYOND, SMALLEST, STREAM
 from .peers import HALVES, OWN_NEW
 from .results import geometric_mean
 
@@ -115,6 +115,7 @@ def _memory(results):
 
 def goals(results):
     """All goals, with what was reached."""
+    results = results.without(BEYOND)
     large: Callable = lambda r: r.large  # noqa: E731
     bulk: Callable = lambda r: r.nbytes >= _BULK  # noqa: E731
     faster = [

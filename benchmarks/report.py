@@ -2,7 +2,7 @@
 
 import re
 
-from .cases import IMAGES, STREAM
+from .cases import BEYOND, IMAGES, STREAM
 from .goals import ONEDNN, PYTORCH, goals
 from .peers import COPIES, HALVES, OWN, OWN_C, OWN_NEW, READS
 
@@ -159,7 +159,8 @@ def markdown(results, plots):
         "# CPU benchmarks",
         "Written by `make bench`. " + _machine(results.environment),
         "## Goals and what was reached",
-        "Ratios are geometric means over the shapes above 1 MB, unless the line says otherwise.",
+        "Ratios are geometric means over the shapes above 1 MB, unless the line says otherwise. "
+        f"{', '.join('x'.join(map(str, shape)) for shape in BEYOND)} are not among them.",
         _goals_table(results),
         *(f"![{title}]({name})" for name, title in plots),
         "## How to read the tables",

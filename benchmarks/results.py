@@ -1,5 +1,6 @@
 """The results of a run: from pytest-benchmark's JSON to the races that the reports speak of."""
 
+import copy
 import json
 import math
 import re
@@ -84,6 +85,12 @@ class Results:
             for name, e in race["entrants"].items():
                 outcome.entrants[name] = Timed(e["times"], e["error"], e["detail"])
             self.races.append(outcome)
+
+    def without(self, shapes):
+        """The same results but for the races on some shapes."""
+        rest = copy.copy(self)
+        rest.races = [race for race in self.races if race.shape not in shapes]
+        return rest
 
     def of(self, op, layout):
         """The races of one operation and layout."""
