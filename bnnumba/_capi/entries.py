@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from .. import cpu
-from ..cpu import moments, parallel, plan, ranges
+from ..cpu import parallel, plan, ranges, sums
 from ..cpu.jit import _OPTIONS
 from ..cpu.memory import REPEATED
 
@@ -179,7 +179,7 @@ def _data_entries(kind, size, precision, rank):
         else:
             job.block = _split_block(x, channels, begin, job.slabs, end)
             job.items = job.slabs * _ceil_div(channels, job.block)
-        job.scratch = 0 if begin == cpu.WRITES else moments.workspace(x, job.block, channels)
+        job.scratch = 0 if begin == cpu.WRITES else sums.workspace(x, job.block, channels)
         job.ahead = job.block if job.fetches_ahead else 0
         job.streaming = _streaming(x, begin, job.inputs, job.shared_bytes)
 

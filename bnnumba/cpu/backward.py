@@ -30,7 +30,14 @@ from .memory import (
     stream,
     unaligned,
 )
-from .moments import (
+from .normalize import (
+    columns_of_channel,
+    side_by_side,
+    store_live,
+)
+from .plan import slab_bounds
+from .simd import blend, bounded, fma, hsum, lanes, rounded, splat, splat_f64
+from .sums import (
     RUN,
     SEGMENT,
     WORKSPACE,
@@ -42,13 +49,6 @@ from .moments import (
     rows_of_run,
     sum_columns,
 )
-from .normalize import (
-    columns_of_channel,
-    side_by_side,
-    store_live,
-)
-from .plan import slab_bounds
-from .simd import blend, bounded, fma, hsum, lanes, rounded, splat, splat_f64
 
 
 @inlined

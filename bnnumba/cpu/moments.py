@@ -34,32 +34,24 @@ from .memory import (
 )
 from .plan import slab_bounds
 from .simd import blend, fma, hsum, middle, or_zero, positive_part, rounded, splat_f64
+from .sums import (
+    RUN,
+    SEGMENT,
+    WORKSPACE,
+    both_levels,
+    fold,
+    next_sweep,
+    row_after,
+    row_group,
+    rows_of_run,
+    sum_columns,
+)
 
-# Rows of a chunk whose mean is the pivot, in the rc view with one value of a channel in each.
+# Rows of a chunk whose mean is the pivot in the rc view: an eighth of them, up to these.
 PIVOT_ROWS = 16
 # Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
 # loaded, added up and stored once for both (rows of 49: 17 % less time, of 196 none).
 PAIRED_ROW = 128
-# Additions to a sum before it is folded into that of the level above: adding up numbers that are
-# alike rounds the same way each time. In sums of 2048 the variance of a channel that is constant
-# but for its first values was off by 1e-10, so by 1e-12.
-RUN = 64
-# Values of a row that are added up to the four accumulators of 8 lanes in a run.
-SEGMENT = 32 * RUN
-# Numbers of workspace: two sums on two levels, and the pivot. Each has 8 lanes per channel in the
-# ncs view, a number per column, padded to whole vectors, in the rc view.
-WORKSPACE = 5
-
-
-@inlined
-def workspace(x, block, channels):
-    """Return how many float64 numbers of workspace the sums of a block of channels take."""
-    if x.ndim == 3:
-        return WORKSPACE * 8 * block
-    columns = block * (x.shape[1] // channels)
-    return WORKSPACE * ((columns + 7) // 8 * 8)
-
-
 @inlined
 def merge_into(mean, m2, c, live, count, other_mean, other_m2, other_count):
     """Merge other moments, lanes for up to 8 channels, into ``mean[c:c + live], m2[c:c + live]``.
@@ -111,25 +103,6 @@ def merge_slabs(begin, end, n, s, plan, partial, mean, m2, rest):
         b_of_total = total - a
         store_lanes(mean, c, live, total)
         store_lanes(rest, c, live, or_zero((a - (total - b_of_total)) + (b - b_of_total)))
-
-
-@inlined
-def fold(work, at, to):
-    """Add 8 lanes of sums to those of the level above; what rounding takes from these stays."""
-    here, above = load_f64(work, at), load_f64(work, to)
-    total = above + here
-    part = total - above
-    store(work, to, total)
-    store(work, at, or_zero((above - (total - part)) + (here - part)))
-
-
-@inlined
-def rows_of_run(width):
-    """Return how many rows of `width` values of a channel are added up before they are folded.
-
-    A lane of the busiest accumulator takes a value of each 32 in a row, and two or three more.
-    """
-    return max(1, RUN // (width // 32 + 3))
 
 
 @inlined
@@ -222,16 +195,6 @@ def accumulate_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, s
     store(sums, at + 8, q0 + q1)
 
 
-@inlined
-def next_sweep(x, i, begin, end):
-    """Return the row of image i where the sweep over the channels of a block begins.
-
-    Behind the last image that is the next block, in its first images.
-    """
-    n, channels = x.shape[0], x.shape[1]
-    return row_at(x, (i % n, begin if i < n else min(end, channels - 1)))
-
-
 def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
     """Write the moments of one slab of x[n, c, s], the mean relative to `origin`."""
     n, _, s = x.shape
@@ -289,39 +252,6 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
 
 
 @inlined
-def row_group(x, width, arrays):
-    """Return how many rows of x[r, q] are taken at a time, and how the next ones are prefetched.
-
-    The accumulators of 16 columns stay in registers for a group of rows. Reading on from row to
-    row like that is hard on the prefetchers of the hardware, so that rows of the next group or a
-    later one are prefetched in the order of memory (67 MB: 3.6 ms against 7.1, 1024 KB: 32 us
-    against 40). A group further than needed would not stay in L1 (26 MB: 7 % longer), of two arrays
-    least of all: 8 rows of 2048 columns took a tenth less than 4, of two arrays 4 % more. A run
-    has a whole number of groups.
-
-    The numbers are: rows of a group; how many rows on to prefetch; and how many stretches of memory
-    those are, one where rows are taken whole, or one for each row.
-    """
-    distance = prefetch_distance(x)
-    group = 8 // arrays
-    while 2 * group <= min(RUN, 4 + distance // 2 // width):
-        group *= 2
-    return group, max(group, distance // width), 1 if width == x.shape[1] else group
-
-
-@inlined
-def row_after(x, i, begin, end):
-    """Return row i from the column `begin` on.
-
-    Behind the last one, that is where the next block of columns begins, in its first rows.
-    """
-    rows, columns = x.shape
-    if i < rows:
-        return row_at(x, (i, begin))
-    return row_at(x, (min(i - rows, rows - 1), min(end, columns - 1)))
-
-
-@inlined
 def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
     """Add sum(d) and sum(d^2) of some rows of 16 columns to their lanes of `work`.
 
@@ -343,29 +273,6 @@ def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
     store(work, width + at, q0)
     store(work, width + at + 8, q1)
     return line
-
-
-@inlined
-def both_levels(work, width, at):
-    """Return the two sums of 8 columns, or channels after `sum_columns`."""
-    total = load_f64(work, at) + load_f64(work, 2 * width + at)
-    return total, load_f64(work, width + at) + load_f64(work, 3 * width + at)
-
-
-@inlined
-def sum_columns(work, width, size, s):
-    """Add up the sums of the s columns of each channel, and leave them where its number says."""
-    if s > 1:
-        for c in range(size // s):
-            total = square = splat_f64(0.0)
-            for at in range(c * s, c * s + s, 8):
-                live = c * s + s - at
-                for level in range(2):
-                    part = at + 2 * level * width
-                    total = total + load_lanes(work, part, live)
-                    square = square + load_lanes(work, part + width, live)
-            work[c], work[width + c] = hsum(total), hsum(square)
-            work[2 * width + c] = work[3 * width + c] = 0.0
 
 
 @inlined

@@ -12,7 +12,6 @@ from numba.extending import overload
 
 from .jit import Driver, Strided, inlined
 from .memory import REPEATED, unaligned
-from .moments import workspace
 from .normalize import inverse_std, write_inverse_std
 from .ranges import (
     backward_range,
@@ -27,6 +26,7 @@ from .ranges import (
     sums_range,
 )
 from .simd import lanes
+from .sums import workspace
 
 
 @inlined
