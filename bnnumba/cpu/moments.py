@@ -52,6 +52,8 @@ PIVOT_ROWS = 16
 # Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
 # loaded, added up and stored once for both (rows of 49: 17 % less time, of 196 none).
 PAIRED_ROW = 128
+
+
 @inlined
 def merge_into(mean, m2, c, live, count, other_mean, other_m2, other_count):
     """Merge other moments, lanes for up to 8 channels, into ``mean[c:c + live], m2[c:c + live]``.
