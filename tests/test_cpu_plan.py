@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bnnumba import cpu
-from bnnumba.cpu import plan
+from bnnumba.cpu import plan, sums
 from bnnumba.cpu.jit import kernel
 
 EXTENTS = [1, 2, 3, 7, 63, 64, 65, 100, 128, 129, 1000, 2048, 2049, 4097, 16_384, 16_385, 131_073]
@@ -37,17 +37,17 @@ def test_slabs_cover_every_value_once(s):
             assert all(a[1] == b[0] for a, b in pairwise(parts))
 
 
+@pytest.mark.parametrize("columns", [2, 62, 6200])
 @pytest.mark.parametrize("s", [1, 2, 31])
 @pytest.mark.parametrize("r", [*EXTENTS, 2**31 + 5, 2**40])
-def test_rows_are_covered_once(r, s):
-    cut = plan.plan_rc(r, s)
+def test_rows_are_covered_once(r, s, columns):
+    cut = plan.plan_rc(r, s, columns)
     found = slabs(r, s, cut)
     assert found[0][0] == 0
     assert found[-1][1] == r
     assert all(a[1] == b[0] for a, b in pairwise(found))
     assert {(s0, s1) for _, _, s0, s1 in found} == {(0, s)}
-    assert cut[4] <= max(plan.CHUNK_ROWS, r)
-    assert cut[4] * s <= plan.CHUNK or s == 1
+    assert cut[4] * s <= plan.CHUNK
 
 
 @pytest.mark.parametrize(("n", "s"), [(2**31 + 5, 1), (1, 2**31 + 5), (2**20, 2**20), (3, 2**33)])
@@ -94,10 +94,17 @@ def test_rows_stay_whole_however_many_there_are(r, channels):
                 assert cpu._split_block(x, channels, kind, cut[0], workers) == channels
 
 
+@pytest.mark.parametrize("columns", range(1, 100))
+def test_rows_taken_together_fill_vectors(columns):
+    rows = sums.rows_in_one.py_func(columns)
+    assert rows == 1 if columns >= sums.NARROW else rows * columns % 16 == 0
+    assert rows * columns < 64 * sums.NARROW or columns >= sums.NARROW
+
+
 def test_there_are_enough_slabs_for_many_threads_and_no_more():
     for n, s in [(1, 10_000_000), (10_000_000, 1), (1000, 10_000)]:
         assert 32 <= plan.plan_ncs(n, s)[0] <= plan.SLABS
-    assert plan.plan_rc(10_000_000, 1)[0] == plan.SLABS
+    assert plan.plan_rc(10_000_000, 1, 100)[0] == plan.SLABS
     assert plan.plan_ncs(4, 16)[0] == 1
 
 

@@ -17,6 +17,7 @@ from .memory import PREFETCHED
 from .normalize import WIDE
 from .parallel import constant_stats, merge_moments, update_running
 from .plan import even, plan_ncs, plan_rc, plan_writes
+from .sums import NARROW
 
 __all__ = [
     "backward",
@@ -57,7 +58,7 @@ def _plan(x, channels, kind, workers):
     if kind == WRITES:
         together = 4 if x.ndim == 2 and channels > WIDE else 1
         return plan_writes(n, channels, s, together, workers)
-    return plan_ncs(n, s) if x.ndim == 3 else plan_rc(n, s)
+    return plan_ncs(n, s) if x.ndim == 3 else plan_rc(n, s, x.shape[1])
 
 
 def _fused_block(x, channels, inputs, workers, block_bytes, spill_bytes, shared_bytes):
@@ -90,6 +91,8 @@ def _fused_block(x, channels, inputs, workers, block_bytes, spill_bytes, shared_
 
 def _split_block(x, channels, kind, slabs, workers):
     """Return how many channels a step takes at a time that is cut into slabs as well."""
+    if x.ndim == 2 and kind == SUMS and x.shape[1] < NARROW:
+        return channels
     most = BLOCK_NCS if x.ndim == 3 else max(1, BLOCK_RC // (x.shape[1] // channels))
     blocks = 1 if kind == WRITES else -(-channels // most)
     block = -(-channels // blocks)

@@ -24,17 +24,14 @@ from .memory import (
     prefetch_distance,
     prefetch_run,
     row_at,
+    side_by_side,
     store,
     store_lanes,
     store_part,
     stream,
     unaligned,
 )
-from .normalize import (
-    columns_of_channel,
-    side_by_side,
-    store_live,
-)
+from .normalize import columns_of_channel, store_live
 from .plan import slab_bounds
 from .simd import blend, bounded, fma, hsum, lanes, rounded, splat, splat_f64
 from .sums import (
@@ -44,9 +41,11 @@ from .sums import (
     both_levels,
     fold,
     next_sweep,
+    repeat_columns,
     row_after,
     row_group,
     rows_of_run,
+    rows_together,
     sum_columns,
 )
 
@@ -121,15 +120,15 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
 
 @inlined
 def accumulate_gradient_columns(
-    x, dy, begin, at, row0, row1, row_ahead, grad_ahead, line, width, work
+    x, dy, row0, step, first, last, begin, at, row_ahead, grad_ahead, line, width, work
 ):
     """Add sum(dy) and sum(dy * (x - mean)) of 16 columns; see `accumulate_columns`."""
     q = begin + at
     k0, k1 = load_f64(work, 4 * width + at), load_f64(work, 4 * width + at + 8)
     a0, a1 = load_f64(work, at), load_f64(work, at + 8)
     q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
-    for i in range(row0, row1):
-        row, grad = row_at(x, (i,)), row_at(dy, (i,))
+    for i in range(first, last):
+        row, grad = row_at(x, (row0 + i * step,)), row_at(dy, (row0 + i * step,))
         prefetch(row_ahead, line)
         prefetch(grad_ahead, line)
         line += 16
@@ -144,17 +143,34 @@ def accumulate_gradient_columns(
     return line
 
 
+@inlined
+def accumulate_gradient_part(x, dy, row0, step, first, last, begin, at, end, width, work):
+    """Do `accumulate_gradient_columns` for some columns; see `accumulate_part`."""
+    while at < end:
+        live = end - at
+        k0 = load_lanes(work, 4 * width + at, live)
+        a0, q0 = load_f64(work, at), load_f64(work, width + at)
+        for i in range(first, last):
+            row, grad = row_at(x, (row0 + i * step,)), row_at(dy, (row0 + i * step,))
+            g0 = load_lanes(grad, begin + at, live)
+            a0, q0 = a0 + g0, fma(g0, load_lanes(row, begin + at, live) - k0, q0)
+        store(work, at, a0)
+        store(work, width + at, q0)
+        at += 8
+
+
 def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
     """Write the two sums over one slab of x[r, q] for a range of channels; see `collect_slab_rc`.
 
     Where that has pivots, `work` holds the means.
     """
     r, s = x.shape[0], plan[3]
-    column, size = begin * s, (end - begin) * s
-    width = (size + 7) // 8 * 8
-    vectors = size // 16
-    group, reach, stretches = row_group(x, size, 2)
+    column, columns = begin * s, (end - begin) * s
     n0, n1, _, _ = slab_bounds(r, s, plan, slab)
+    together = rows_together(x, dy, n1 - n0, columns)
+    rows, size = (n1 - n0) // together, together * columns
+    width = (size + 7) // 8 * 8
+    group, reach, stretches = row_group(x, size, columns == x.shape[1], 2)
     for at in range(0, 4 * width, 8):
         store(work, at, splat_f64(0.0))
     if s > 1:
@@ -163,37 +179,32 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
     else:
         for c in range(begin, end, 8):
             store(work, 4 * width + c - begin, load_lanes(mean, c, end - c))
-    for start in range(n0, n1, RUN):
-        stop = min(n1, start + RUN)
+    repeat_columns(work, 4 * width, columns, together)
+    for start in range(0, rows, RUN):
+        stop = min(rows, start + RUN)
         for first in range(start, stop, group):
             last = min(stop, first + group)
             at = 0
             for k in range(stretches):
-                after, end_column = first + reach + k, column + size
-                row_ahead = row_after(x, after, column, end_column)
-                grad_ahead = row_after(dy, after, column, end_column)
+                after = n0 + (first + reach + k) * together
+                row_ahead = row_after(x, after, column, column + columns)
+                grad_ahead = row_after(dy, after, column, column + columns)
                 line = 0
-                until = 16 * (vectors * (k + 1) // stretches)
+                until = 16 * (size // 16 * (k + 1) // stretches)
                 while at < until:
                     line = accumulate_gradient_columns(
-                        x, dy, column, at, first, last, row_ahead, grad_ahead, line, width,
-                        work,
+                        x, dy, n0, together, first, last, column, at, row_ahead, grad_ahead, line,
+                        width, work,
                     )  # fmt: skip
                     at += 16
-            while at < width:
-                q = column + at
-                live = size - at
-                k0 = load_f64(work, 4 * width + at)
-                a0, q0 = load_f64(work, at), load_f64(work, width + at)
-                for i in range(first, last):
-                    g0 = load_lanes(row_at(dy, (i,)), q, live)
-                    a0, q0 = a0 + g0, fma(g0, load_lanes(row_at(x, (i,)), q, live) - k0, q0)
-                store(work, at, a0)
-                store(work, width + at, q0)
-                at += 8
+            accumulate_gradient_part(
+                x, dy, n0, together, first, last, column, at, size, width, work
+            )
         for at in range(0, 2 * width, 8):
             fold(work, at, 2 * width + at)
-    sum_columns(work, width, size, s)
+    rest = (n1 - n0 - rows * together) * columns
+    accumulate_gradient_part(x, dy, n0, together, rows, rows + 1, column, 0, rest, width, work)
+    sum_columns(work, width, columns, s, together)
     for c in range(begin, end, 8):
         total, product = both_levels(work, width, c - begin)
         store_lanes(sum_dy, c, end - c, total)

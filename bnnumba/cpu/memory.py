@@ -42,6 +42,7 @@ __all__ = [
     "prefetch_distance",
     "prefetch_run",
     "row_at",
+    "side_by_side",
     "store",
     "store_lanes",
     "store_part",
@@ -281,6 +282,12 @@ def prefetch_block(typingctx, array, index):
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen
+
+
+@inlined
+def side_by_side(x):
+    """Return whether the rows x[n, c] of x[n, c, s], or x[r] of x[r, q], follow on each other."""
+    return x.shape[-2] == 1 or x.strides[-2] == x.shape[-1] * x.itemsize
 
 
 @inlined

@@ -41,9 +41,11 @@ from .sums import (
     both_levels,
     fold,
     next_sweep,
+    repeat_columns,
     row_after,
     row_group,
     rows_of_run,
+    rows_together,
     sum_columns,
 )
 
@@ -254,17 +256,18 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
 
 
 @inlined
-def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
-    """Add sum(d) and sum(d^2) of some rows of 16 columns to their lanes of `work`.
+def accumulate_columns(x, row0, step, first, last, begin, at, ahead, line, width, work):
+    """Add sum(d) and sum(d^2) of 16 columns of some rows to their lanes of `work`.
 
-    They are the columns from ``begin + at`` on. A line from `ahead` is fetched for each row.
+    They are the columns from ``begin + at`` on of the rows from ``row0 + first * step`` on, each
+    `step` after the one before. A line from `ahead` is fetched for each.
     """
     q = begin + at
     k0, k1 = load_f64(work, 4 * width + at), load_f64(work, 4 * width + at + 8)
     a0, a1 = load_f64(work, at), load_f64(work, at + 8)
     q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
-    for i in range(row0, row1):
-        row = row_at(x, (i,))
+    for i in range(first, last):
+        row = row_at(x, (row0 + i * step,))
         prefetch(ahead, line)
         line += 16
         d0, d1 = load_f64(row, q) - k0, load_f64(row, q + 8) - k1
@@ -275,6 +278,21 @@ def accumulate_columns(x, begin, at, row0, row1, ahead, line, width, work):
     store(work, width + at, q0)
     store(work, width + at + 8, q1)
     return line
+
+
+@inlined
+def accumulate_part(x, row0, step, first, last, begin, at, end, width, work):
+    """Do `accumulate_columns` for those from ``begin + at`` on, before ``begin + end``."""
+    while at < end:
+        live = end - at
+        k0 = load_lanes(work, 4 * width + at, live)
+        a0, q0 = load_f64(work, at), load_f64(work, width + at)
+        for i in range(first, last):
+            d0 = load_lanes(row_at(x, (row0 + i * step,)), begin + at, live) - k0
+            a0, q0 = a0 + d0, fma(d0, d0, q0)
+        store(work, at, a0)
+        store(work, width + at, q0)
+        at += 8
 
 
 @inlined
@@ -293,65 +311,64 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     of the first one.
     """
     r, s = x.shape[0], plan[3]
-    column, size = begin * s, (end - begin) * s
-    width = (size + 7) // 8 * 8
-    vectors = size // 16
-    group, reach, stretches = row_group(x, size, 1)
+    column, columns = begin * s, (end - begin) * s
     n0, n1, _, _ = slab_bounds(r, s, plan, slab)
-    for at in range(0, width, 8):
-        first = load_lanes(row_at(x, (0,)), column + at, size - at)
-        last = load_lanes(row_at(x, (r - 1,)), column + at, size - at)
-        between = load_lanes(row_at(x, (r // 2,)), column + at, size - at)
+    for at in range(0, columns, 8):
+        first = load_lanes(row_at(x, (0,)), column + at, columns - at)
+        last = load_lanes(row_at(x, (r - 1,)), column + at, columns - at)
+        between = load_lanes(row_at(x, (r // 2,)), column + at, columns - at)
         store(work, at, middle(first, between, last))
-    first_columns(work, 0, size, s)
+    first_columns(work, 0, columns, s)
     for c in range(begin, end, 8):
         store_lanes(origin, c, end - c, load_f64(work, c - begin))
     count = 0
     for row0 in range(n0, n1, plan[4]):
         row1 = min(n1, row0 + plan[4])
+        together = rows_together(x, x, row1 - row0, columns)
+        rows, size = (row1 - row0) // together, together * columns
+        width = (size + 7) // 8 * 8
+        group, reach, stretches = row_group(x, size, columns == x.shape[1], 1)
         pivot_rows = max(1, min((row1 - row0) // 8, PIVOT_ROWS))
-        for at in range(0, width, 8):
-            first = load_lanes(row_at(x, (row0,)), column + at, size - at)
+        for at in range(0, columns, 8):
+            first = load_lanes(row_at(x, (row0,)), column + at, columns - at)
             total = splat_f64(0.0)
             for i in range(row0 + 1, row0 + pivot_rows):
-                total = total + (load_lanes(row_at(x, (i,)), column + at, size - at) - first)
+                total = total + (load_lanes(row_at(x, (i,)), column + at, columns - at) - first)
             pivot = rounded(x, first + total / splat_f64(float(pivot_rows)))
             store(work, 4 * width + at, pivot)
         if s > 1:
             for c in range(end - begin):
                 at = 4 * width + c * s
                 fill(work, at, s, splat_f64(work[at]))
+        repeat_columns(work, 4 * width, columns, together)
         for at in range(0, 4 * width, 8):
             store(work, at, splat_f64(0.0))
-        for start in range(row0, row1, RUN):
-            stop = min(row1, start + RUN)
+        for start in range(0, rows, RUN):
+            stop = min(rows, start + RUN)
             for first_row in range(start, stop, group):
                 last_row = min(stop, first_row + group)
                 at = 0
                 for k in range(stretches):
-                    ahead = row_after(x, first_row + reach + k, column, column + size)
+                    after = row0 + (first_row + reach + k) * together
+                    ahead = row_after(x, after, column, column + columns)
                     line = 0
-                    until = 16 * (vectors * (k + 1) // stretches)
+                    until = 16 * (size // 16 * (k + 1) // stretches)
                     while at < until:
                         line = accumulate_columns(
-                            x, column, at, first_row, last_row, ahead, line, width, work
-                        )
+                            x, row0, together, first_row, last_row, column, at, ahead, line, width,
+                            work,
+                        )  # fmt: skip
                         at += 16
-                while at < width:
-                    live = size - at
-                    k0 = load_f64(work, 4 * width + at)
-                    a0, q0 = load_f64(work, at), load_f64(work, width + at)
-                    for i in range(first_row, last_row):
-                        d0 = load_lanes(row_at(x, (i,)), column + at, live) - k0
-                        a0, q0 = a0 + d0, fma(d0, d0, q0)
-                    store(work, at, a0)
-                    store(work, width + at, q0)
-                    at += 8
-            if stop < row1:
+                accumulate_part(
+                    x, row0, together, first_row, last_row, column, at, size, width, work
+                )
+            if stop < rows:
                 for at in range(0, 2 * width, 8):
                     fold(work, at, 2 * width + at)
-        sum_columns(work, width, size, s)
-        first_columns(work, 4 * width, size, s)
+        rest = (row1 - row0 - rows * together) * columns
+        accumulate_part(x, row0, together, rows, rows + 1, column, 0, rest, width, work)
+        sum_columns(work, width, columns, s, together)
+        first_columns(work, 4 * width, columns, s)
         values = (row1 - row0) * s
         for c in range(begin, end, 8):
             total, square = both_levels(work, width, c - begin)

@@ -17,6 +17,7 @@ from .memory import (
     load_part,
     prefetch,
     row_at,
+    side_by_side,
     store,
     store_lanes,
     store_part,
@@ -178,12 +179,6 @@ def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, streaming, ahead, re
             normalize_rows(
                 row, out, s0, s1 + (run - 1) * s, c, s, coefs, streaming, row_ahead, reach
             )
-
-
-@inlined
-def side_by_side(x):
-    """Return whether the rows x[n, c] of x[n, c, s], or x[r] of x[r, q], follow on each other."""
-    return x.shape[-2] == 1 or x.strides[-2] == x.shape[-1] * x.itemsize
 
 
 @inlined

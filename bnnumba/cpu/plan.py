@@ -11,6 +11,7 @@ where nothing is added up, as n = r, s = 1, each column for itself.
 from functools import lru_cache
 
 from .jit import inlined
+from .sums import NARROW
 
 # Values of one channel summed against one pivot: short enough for rounding to stay below 1e-13
 # of the variance, long enough for the work at a chunk's end not to show.
@@ -61,8 +62,8 @@ def plan_ncs(n, s):
 
 
 @lru_cache(maxsize=4096)
-def plan_rc(r, s):
-    """Return the plan of a view of r > 0 rows with s values of each channel.
+def plan_rc(r, s, columns):
+    """Return the plan of a view of r > 0 rows of some columns, s of each channel.
 
     The number of slabs is 1, 2, 4, or a multiple of 8, which most numbers of threads share evenly:
     else blocks of channels would have to be narrow.
@@ -73,7 +74,7 @@ def plan_rc(r, s):
             slabs -= slabs % part
             break
     slab_rows = _ceil_div(r, slabs)
-    most = max(1, min(CHUNK_ROWS, CHUNK // s))
+    most = max(1, CHUNK // s if columns < NARROW else min(CHUNK_ROWS, CHUNK // s))
     chunk_rows = _ceil_div(slab_rows, _ceil_div(slab_rows, most))
     return _ceil_div(r, slab_rows), 1, slab_rows, s, chunk_rows, s
 
