@@ -44,7 +44,7 @@ def workspace(x, block, channels):
 def rows_in_one(columns):
     """Return how many rows of few columns make one that fills vectors."""
     rows = 1
-    while columns < NARROW and (rows * columns < NARROW or rows * columns % 16 != 0):
+    while 0 < columns < NARROW and (rows * columns < NARROW or rows * columns % 16 != 0):
         rows *= 2
     return rows
 
