@@ -78,12 +78,14 @@ def info() -> None:
         print(f"{name:<{width}}  {value}")
 
 
-# Shapes that reach the serial, the fused and the split drivers of both views.
+# Shapes that reach the serial, the fused and the split drivers of both views. Fused are those of
+# many channels, in long runs of memory, in any cache.
 _SHAPES = [
-    ((4, 8, 16), 1),
+    ((4, 8, 64), 1),
     ((64, 8), 1),
-    ((8, 64, 1024), 1),
+    ((1, 128, 4096), 1),
     ((8, 2, 32768), 1),
+    ((4, 131072), 1),
     ((20000, 64), 1),
 ]
 

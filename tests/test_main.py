@@ -52,7 +52,17 @@ def test_warmup_shows_progress_and_leaves_nothing_to_compile():
         import bnnumba as bn
 
         with event.install_recorder("numba:compile") as recorder:
-            for shape, axis in [((8, 16, 20, 20), 1), ((64, 100), 1), ((8, 20, 20, 16), -1)]:
+            for shape, axis in [
+                ((8, 16, 20, 20), 1),
+                ((64, 100), 1),
+                ((8, 20, 20, 16), -1),
+                ((8, 64, 56, 56), 1),
+                ((2000, 64, 7, 7), 1),
+                ((64, 2, 100, 100), 1),
+                ((50, 20000), 1),
+                ((20001, 20), 1),
+                ((30000, 5, 3), 1),
+            ]:
                 x = np.ones(shape, np.float32)
                 w = np.ones(shape[axis], np.float32)
                 y, saved = bn.batch_norm_training(x, w, w, axis=axis)
