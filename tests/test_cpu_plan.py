@@ -96,7 +96,7 @@ def test_rows_stay_whole_however_many_there_are(r, channels):
 
 @pytest.mark.parametrize("columns", range(100))  # 0 of a step that is not fused
 def test_rows_taken_together_fill_vectors(columns):
-    rows = sums.rows_in_one.py_func(columns)
+    rows = sums.rows_in_one(columns)
     assert rows == 1 if columns >= sums.NARROW else rows * columns % 16 == 0
     assert rows * columns < 64 * sums.NARROW or columns >= sums.NARROW
 
