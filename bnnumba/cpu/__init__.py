@@ -91,6 +91,7 @@ def _fused_block(x, channels, inputs, workers, block_bytes, spill_bytes, shared_
 
 def _split_block(x, channels, kind, slabs, workers):
     """Return how many channels a step takes at a time that is cut into slabs as well."""
+    # Rows of few columns are taken together, which must not depend on the number of threads.
     if x.ndim == 2 and kind == SUMS and x.shape[1] < NARROW:
         return channels
     most = BLOCK_NCS if x.ndim == 3 else max(1, BLOCK_RC // (x.shape[1] // channels))
