@@ -66,9 +66,9 @@ def _fused_block(x, channels, inputs, workers, block_bytes, spill_bytes, shared_
 
     They have `block_bytes`, or up to `spill_bytes` where their run of memory in each row would else
     be short. If it is short even so, by an eighth, two steps are faster, which go through memory in
-    order (50 MB of 64 channels in runs of 1600 bytes: 1.7 ms against 5.2, 39 MB of 32 channels in
+    order (50 MB of 64 channels in runs of 1600 bytes: 1.7 ms against 5.2, 15 MB of 32 channels in
     runs of 6400 bytes: 290 us against 360). So they are where they can leave in the cache what a
-    fused step would write past it (13 MB: an eighth to a quarter less).
+    fused step would write past it (13 MB: an eighth to a fifth less).
     """
     s = x.size // (x.shape[0] * channels)
     most = BLOCK_NCS if x.ndim == 3 else max(1, BLOCK_RC // s)
