@@ -144,9 +144,11 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
 
     `ahead` is the row that comes after this one's neighbours: see `prefetch_run`.
     """
+    # Sums of squares wait for longer, so that there are four of them; with four sums as well the
+    # registers of AVX2 would not do (in the cache twice as long).
     k = splat_f64(pivot)
     a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
-    a1 = a2 = a3 = q1 = q2 = q3 = splat_f64(0.0)
+    a1 = q1 = q2 = q3 = splat_f64(0.0)
     i = s0
     while i < s1:
         prefetch_run(row, ahead, i, turn)
@@ -154,10 +156,12 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
         while i + 32 <= stop:
             d0 = load_f64(row, i) - k
             d1 = load_f64(row, i + 8) - k
+            a0, a1 = a0 + d0, a1 + d1
+            q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
             d2 = load_f64(row, i + 16) - k
             d3 = load_f64(row, i + 24) - k
-            a0, a1, a2, a3 = a0 + d0, a1 + d1, a2 + d2, a3 + d3
-            q0, q1, q2, q3 = fma(d0, d0, q0), fma(d1, d1, q1), fma(d2, d2, q2), fma(d3, d3, q3)
+            a0, a1 = a0 + d2, a1 + d3
+            q2, q3 = fma(d2, d2, q2), fma(d3, d3, q3)
             i += 32
         while i + 8 <= stop:
             d0 = load_f64(row, i) - k
@@ -168,7 +172,7 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
             d1 = blend(load_f64_part(row, i, live) - k, splat_f64(0.0), live)
             a1, q1 = a1 + d1, fma(d1, d1, q1)
             i = stop
-    store(sums, at, (a0 + a1) + (a2 + a3))
+    store(sums, at, a0 + a1)
     store(sums, at + 8, (q0 + q1) + (q2 + q3))
 
 

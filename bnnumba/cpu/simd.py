@@ -136,9 +136,11 @@ def _emit_splat(builder, scalar, count):
 
 
 def emit_mask(builder, live, count):
-    """Return which of `count` lanes are among the first `live`."""
-    lane = ir.Constant(ir.VectorType(I64, count), list(range(count)))
-    return builder.icmp_signed("<", lane, _emit_splat(builder, live, count))
+    """Return which of `count` lanes are among the first `live`, which is no more than `count`."""
+    # Lanes of 32 bits, as a mask of 64 takes AVX2 twice the registers, and a dozen instructions to
+    # make it one for elements of float32.
+    lane = ir.Constant(ir.VectorType(I32, count), list(range(count)))
+    return builder.icmp_signed("<", lane, _emit_splat(builder, builder.trunc(live, I32), count))
 
 
 def widened(builder, array, value, vector):

@@ -21,8 +21,8 @@ from .simd import hsum, or_zero, splat_f64
 # alike rounds the same way each time. In sums of 2048 the variance of a channel that is constant
 # but for its first values was off by 1e-10, so by 1e-12.
 RUN = 64
-# Values of a row that are added up to the four accumulators of 8 lanes in a run.
-SEGMENT = 32 * RUN
+# Values of a row that are added up to two accumulators of 8 lanes in a run.
+SEGMENT = 16 * RUN
 # Columns of a row below which several rows are taken as one, whose vectors are full (moments of two
 # million rows of 2 columns: 0.16 ms against 1.2, of 3: 0.15 against 0.8; of 37, 4 % longer).
 NARROW = 32
@@ -74,9 +74,9 @@ def fold(work, at, to):
 def rows_of_run(width):
     """Return how many rows of `width` values of a channel are added up before they are folded.
 
-    A lane of the busiest accumulator takes a value of each 32 in a row, and two or three more.
+    A lane of the busiest accumulator takes a value of each 16 in a row, and two more.
     """
-    return max(1, RUN // (width // 32 + 3))
+    return max(1, RUN // (width // 16 + 2))
 
 
 @inlined
