@@ -187,7 +187,7 @@ def broadcast(shape, axis, dtype=np.float32, *, seed=0) -> np.ndarray:
     return as_strided(small, shape, strides, writeable=False)
 
 
-def run_python(code, *arguments, env=None, timeout=240, check=True):
+def run_python(code, *arguments, env=None, timeout=900, check=True):
     """Run code in a fresh interpreter; return the finished process (stdout and stderr as text)."""
     import bnnumba
 
@@ -216,7 +216,7 @@ def run_python(code, *arguments, env=None, timeout=240, check=True):
 THREADING_LAYERS = ["workqueue", "omp", "tbb"]
 
 
-def run_with_layer(layer, code, *arguments, threads=4, timeout=240):
+def run_with_layer(layer, code, *arguments, threads=4, timeout=900):
     """Run code under one of Numba's threading layers; skip where that cannot be loaded."""
     env = {"NUMBA_NUM_THREADS": threads, "NUMBA_THREADING_LAYER": layer}
     if layer == "tbb":  # where `pip install tbb` puts it, the loader does not look by itself

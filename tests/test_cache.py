@@ -100,7 +100,7 @@ def test_bounds_checks_find_nothing(tmp_path):
         workload.check(work, workload.FLOATS[:1])
         """,
         env={"NUMBA_BOUNDSCHECK": 1, "NUMBA_CACHE_DIR": tmp_path},
-        timeout=400,
+        timeout=900,
     )
 
 

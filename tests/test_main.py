@@ -18,7 +18,7 @@ def main(*arguments):
         text=True,
         capture_output=True,
         check=False,
-        timeout=500,
+        timeout=900,
     )
 
 

@@ -56,7 +56,7 @@ def _plan(x, channels, kind, workers):
     n = x.shape[0]
     s = x.size // (n * channels)
     if kind == WRITES:
-        together = 4 if x.ndim == 2 and channels > WIDE else 1
+        together = 2 if x.ndim == 2 and channels > WIDE else 1
         return plan_writes(n, channels, s, together, workers)
     return plan_ncs(n, s) if x.ndim == 3 else plan_rc(n, s, x.shape[1])
 

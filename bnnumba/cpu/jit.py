@@ -41,10 +41,12 @@ _STAMP = _source_stamp()
 
 
 def _compile(function, **options):
+    # Nobody calls these by C's convention, for which Numba would compile another entry.
+    options = {**_OPTIONS, "no_cfunc_wrapper": True, **options}
     try:
-        dispatcher = numba.njit(cache=True, **_OPTIONS, **options)(function)
+        dispatcher = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no directory for the cache can be written: compile in each process
-        return numba.njit(**_OPTIONS, **options)(function)
+        return numba.njit(**options)(function)
     cache = getattr(dispatcher, "_cache", None)
     cache_file = getattr(cache, "_cache_file", None)
     if _STAMP is not None and hasattr(cache_file, "_source_stamp"):
@@ -80,7 +82,7 @@ def by_rank(ncs, rc):
     def step(x, *arguments):
         return (ncs if x.ndim == 3 else rc)(x, *arguments)
 
-    @overload(step, strict=False, jit_options=_OPTIONS)
+    @overload(step, strict=False, jit_options={**_OPTIONS, "no_cfunc_wrapper": True})
     def _overload_step(x, *arguments):
         return ncs if x.ndim == 3 else rc
 
@@ -88,8 +90,11 @@ def by_rank(ncs, rc):
 
 
 def kernel(function):
-    """Compile a range kernel: serial, without the GIL, without allocating."""
-    dispatcher = _compile(function)
+    """Compile a range kernel: serial, without the GIL, without allocating.
+
+    Only drivers call it, so that it needs no entry for Python.
+    """
+    dispatcher = _compile(function, no_cpython_wrapper=True)
     dispatcher.inlined = inlined(function)
     return dispatcher
 

@@ -111,6 +111,27 @@ def _emit_load_part(context, builder, array_type, array, index, live, vector):
     return widened(builder, array_type, value, vector)
 
 
+def _emit_store(context, builder, array_type, array, index, value):
+    element, size = storage(array_type)
+    at = _pointer(context, builder, array_type, array, index, element, value.type.count)
+    builder.store(narrowed(builder, array_type, value), at, align=size)
+
+
+def _emit_store_part(context, builder, array_type, array, index, live, value):
+    element, size = storage(array_type)
+    count = value.type.count
+    at = _pointer(context, builder, array_type, array, index, element, count)
+    stored = narrowed(builder, array_type, value)
+    mask = emit_mask(builder, live, count)
+    suffix = {FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[element]
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(ir.VoidType(), [stored.type, at.type, I32, mask.type]),
+        f"llvm.masked.store.v{count}{suffix}.p0",
+    )
+    builder.call(function, [stored, at, I32(size), mask])
+
+
 @intrinsic
 def row_at(typingctx, array, index):
     """Return the row that begins at ``array[index]``, for an index of some axes, not negative."""
@@ -173,11 +194,7 @@ def store(typingctx, array, index, value):
     """Write a vector to the elements from ``array[index]`` on."""
 
     def codegen(context, builder, sig, args):
-        array, index, value = args
-        element, size = storage(sig.args[0])
-        count = value.type.count
-        at = _pointer(context, builder, sig.args[0], array, index, element, count)
-        builder.store(narrowed(builder, sig.args[0], value), at, align=size)
+        _emit_store(context, builder, sig.args[0], *args)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value), codegen
@@ -188,19 +205,7 @@ def store_part(typingctx, array, index, live, value):
     """Write the first `live` lanes of a vector; nothing else is touched."""
 
     def codegen(context, builder, sig, args):
-        array, index, live, value = args
-        element, size = storage(sig.args[0])
-        count = value.type.count
-        at = _pointer(context, builder, sig.args[0], array, index, element, count)
-        stored = narrowed(builder, sig.args[0], value)
-        mask = emit_mask(builder, live, count)
-        suffix = {FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[element]
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [stored.type, at.type, I32, mask.type]),
-            f"llvm.masked.store.v{count}{suffix}.p0",
-        )
-        builder.call(function, [stored, at, I32(size), mask])
+        _emit_store_part(context, builder, sig.args[0], *args)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64, value), codegen
@@ -299,10 +304,27 @@ def prefetch_run(row, ahead, i, turn):
         prefetch_block(ahead, i - turn)
 
 
-@inlined
-def load_lanes(row, i, live):
+@intrinsic
+def load_lanes(typingctx, row, i, live):
     """Return the first `live` of 8 lanes, as float64, and zeros."""
-    return load_f64(row, i) if live >= 8 else load_f64_part(row, i, live)
+    # In LLVM's terms, as the kernels call it so often that inlining it took a twentieth of the time
+    # to compile them.
+
+    def codegen(context, builder, sig, args):
+        row, i, live = args
+        with builder.if_else(builder.icmp_signed(">=", live, I64(8))) as (full, part):
+            with full:
+                whole = _emit_load(context, builder, sig.args[0], row, i, f64x8)
+                after_whole = builder.block
+            with part:
+                some = _emit_load_part(context, builder, sig.args[0], row, i, live, f64x8)
+                after_some = builder.block
+        value = builder.phi(whole.type)
+        value.add_incoming(whole, after_whole)
+        value.add_incoming(some, after_some)
+        return value
+
+    return f64x8(row, types.int64, types.int64), codegen
 
 
 @inlined
@@ -317,10 +339,17 @@ def fill(row, begin, size, value):
         store_part(row, i, begin + size - i, value)
 
 
-@inlined
-def store_lanes(row, i, live, value):
+@intrinsic
+def store_lanes(typingctx, row, i, live, value):
     """Write the first `live` of 8 lanes of float64."""
-    if live >= 8:
-        store(row, i, value)
-    else:
-        store_part(row, i, live, value)
+
+    def codegen(context, builder, sig, args):
+        row, i, live, value = args
+        with builder.if_else(builder.icmp_signed(">=", live, I64(8))) as (full, part):
+            with full:
+                _emit_store(context, builder, sig.args[0], row, i, value)
+            with part:
+                _emit_store_part(context, builder, sig.args[0], row, i, live, value)
+        return context.get_dummy_value()
+
+    return types.void(row, types.int64, types.int64, value), codegen
