@@ -21,7 +21,7 @@ def _arguments():
     parser.add_argument("--race-seconds", type=float, default=2.0, help="time for each race")
     parser.add_argument("-k", dest="select", default="", help="only these, as pytest's -k")
     parser.add_argument(
-        "--redraw", action="store_true", help="run nothing, write the report of cpu.json again"
+        "--redraw", action="store_true", help="run nothing, write the reports of cpu-*.json again"
     )
     return parser.parse_args()
 
@@ -41,24 +41,36 @@ def _measure(arguments):
         return status, results.compact(json.loads(measured.read_text()))
 
 
-def main():
-    arguments = _arguments()
-    into, status = arguments.into, 0
-    into.mkdir(parents=True, exist_ok=True)
-    if not arguments.redraw:
-        status, raw = _measure(arguments)
-        results.save(raw, into / "cpu.json")
-    found = results.load(into / "cpu.json")
-    drawn = plots.write(found, into)
-    (into / "cpu.md").write_text(report.markdown(found, drawn))
-    if into.resolve() == _REPORT:
-        report.write_readme(found, _ROOT / "README.md")
+def _write(found, into):
+    """Write one machine's report, and print what it says of the goals."""
+    name = report.name(found)
+    drawn = plots.write(found, into, name)
+    page = into / f"{name}.md"
+    page.write_text(report.markdown(found, drawn))
     for goal in goals.goals(found):
         reached = "not measured" if goal.reached is None else f"{goal.reached:.3g} {goal.unit}"
         sign = ">=" if goal.at_least else "<="
         mark = {None: " ", True: "+", False: "-"}[goal.met]
         print(f"{mark} {goal.what}: {reached} (goal {sign} {goal.limit:g})")
-    print(f"wrote {into / 'cpu.md'}")
+    print(f"wrote {page}")
+
+
+def main():
+    arguments = _arguments()
+    into, status = arguments.into, 0
+    into.mkdir(parents=True, exist_ok=True)
+    if arguments.redraw:
+        for path in report.recorded(into):
+            _write(results.load(path), into)
+    else:
+        status, raw = _measure(arguments)
+        found = results.Results(raw)
+        results.save(raw, into / f"{report.name(found)}.json")
+        _write(found, into)
+    if into.resolve() == _REPORT:
+        report.write_readme(
+            [results.load(path) for path in report.recorded(into)], _ROOT / "README.md"
+        )
     return status
 
 

@@ -103,13 +103,14 @@ def bandwidth(results, path):
     figure.savefig(path, dpi=110)
 
 
-def write(results, directory):
-    """Draw everything; return (file name, title) of each picture."""
+def write(results, directory, report):
+    """Draw everything for a report of this name; return (file name, title) of each picture."""
     drawn = []
-    for draw, name, title in (
-        (times_a_copy, "cpu-times-a-copy.png", "Time in units of a copy"),
-        (bandwidth, "cpu-bandwidth.png", "Bandwidth of inference and moments"),
+    for draw, what, title in (
+        (times_a_copy, "times-a-copy", "Time in units of a copy"),
+        (bandwidth, "bandwidth", "Bandwidth of inference and moments"),
     ):
+        name = f"{report}-{what}.png"
         draw(results, directory / name)
         drawn.append((name, title))
     return drawn

@@ -1,11 +1,18 @@
-"""The report: docs/benchmarks/cpu.md, and the short table of the README."""
+"""The reports: a page in docs/benchmarks/ for each kind of CPU, and the short table of the README.
+
+CPUs are told apart by their vectors, as what they can reach is: a run writes to the page of its own
+kind and leaves the others.
+"""
 
 import re
 
 from .cases import BEYOND, IMAGES, STREAM
 from .goals import ONEDNN, PYTORCH, goals
 from .peers import COPIES, HALVES, OWN, OWN_C, OWN_NEW, READS
+from .results import geometric_mean
 
+# What the widest vectors of a CPU are called, by the flag that tells of them, the widest first.
+_KINDS = {"avx512f": "AVX-512", "avx2": "AVX2"}
 _TITLES = {
     ("training", "ncs"): "Training forward, contiguous",
     ("backward", "ncs"): "Backward, contiguous",
@@ -153,10 +160,28 @@ def _machine(environment):
     )
 
 
+def _vectors(results):
+    """How the vectors of the machine are called, or its architecture."""
+    found = results.environment["cpu"]["vectors"]
+    return _KINDS.get(found, results.environment["system"].split()[-1])
+
+
+def name(results):
+    """The file name of a report, without its ending."""
+    return f"cpu-{_vectors(results).lower()}"
+
+
+def recorded(directory):
+    """The files of all reports, those of the widest vectors first."""
+    order = [f"cpu-{kind.lower()}" for kind in _KINDS.values()]
+    paths = sorted(directory.glob("cpu-*.json"))
+    return sorted(paths, key=lambda p: order.index(p.stem) if p.stem in order else len(order))
+
+
 def markdown(results, plots):
     """The whole report."""
     parts = [
-        "# CPU benchmarks",
+        f"# CPU benchmarks, {_vectors(results)}",
         "Written by `make bench`. " + _machine(results.environment),
         "## Goals and what was reached",
         "Ratios are geometric means over the shapes above 1 MB, unless the line says otherwise. "
@@ -213,20 +238,46 @@ def _short_table(results):
     ratio = stream and stream.ratio("partial_fit", stream.own)
     more = f"scikit-learn's `partial_fit` takes {_digits(ratio)} times as long as the moments. "
     more = more if ratio else ""
-    cpu = results.environment["cpu"]["model"]
     return (
         f"{text}\n\nThe last three columns say how many times longer the fastest variant of each "
         f"peer took (oneDNN in its own blocked layout where that is faster). {more}"
-        f"Measured side by side on {results.environment['threads']} threads ({cpu}); all shapes, "
-        "peers and goals: [docs/benchmarks/cpu.md](docs/benchmarks/cpu.md)."
+        f"Measured side by side on {results.environment['threads']} threads ({_cpu(results)}); all "
+        f"shapes, peers and goals: {_link(results)}."
     )
 
 
-def write_readme(results, path):
+def _cpu(results):
+    return f"{results.environment['cpu']['model']} with {_vectors(results)}"
+
+
+def _link(results):
+    page = f"docs/benchmarks/{name(results)}.md"
+    return f"[{page}]({page})"
+
+
+def _in_short(results):
+    """A sentence on another machine than that of the table."""
+    parts, usual = [], results.without(BEYOND)
+    for (op, layout), title in _TITLES.items():
+        if op in ("training", "backward"):
+            races = [r for r in usual.of(op, layout) if r.nbytes >= 1e6]
+            peers = (
+                _digits(geometric_mean([r.ratio(r.best(group), r.own) for r in races]))
+                for group in (PYTORCH, ONEDNN[layout])
+            )
+            parts.append(f"{title[0].lower()}{title[1:]} {' and '.join(peers)}")
+    return (
+        f"On {_cpu(results)}, PyTorch and oneDNN took so many times as long, as a geometric mean: "
+        f"{'; '.join(parts)} ({_link(results)})."
+    )
+
+
+def write_readme(reports, path):
     """Rewrite the region of the README between its markers, where it has them."""
     begin, end = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
     text = path.read_text() if path.exists() else ""
-    if begin in text and end in text:
-        region = f"{begin}\n{_short_table(results)}\n{end}"
+    if reports and begin in text and end in text:
+        said = "\n\n".join([_short_table(reports[0]), *map(_in_short, reports[1:])])
+        region = f"{begin}\n{said}\n{end}"
         pattern = re.escape(begin) + ".*?" + re.escape(end)
         path.write_text(re.sub(pattern, lambda _: region, text, flags=re.DOTALL))

@@ -55,23 +55,19 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
     """Add sum(dy) and sum(dy * (x - mean)) of s0 to s1 to the lanes ``sums[at:at + 16]``."""
     k = splat_f64(mean)
     a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
-    a1 = q1 = q2 = q3 = splat_f64(0.0)
+    a1 = q1 = splat_f64(0.0)
     i = s0
     while i < s1:
         prefetch_run(row, row_ahead, i, turn)
         prefetch_run(grad, grad_ahead, i, turn)
         stop = min(s1, i + BLOCK)
-        while i + 32 <= stop:
+        while i + 16 <= stop:
             g0, g1 = load_f64(grad, i), load_f64(grad, i + 8)
             a0, a1 = a0 + g0, a1 + g1
             q0 = fma(g0, load_f64(row, i) - k, q0)
             q1 = fma(g1, load_f64(row, i + 8) - k, q1)
-            g2, g3 = load_f64(grad, i + 16), load_f64(grad, i + 24)
-            a0, a1 = a0 + g2, a1 + g3
-            q2 = fma(g2, load_f64(row, i + 16) - k, q2)
-            q3 = fma(g3, load_f64(row, i + 24) - k, q3)
-            i += 32
-        while i + 8 <= stop:
+            i += 16
+        if i + 8 <= stop:
             g0 = load_f64(grad, i)
             a0, q0 = a0 + g0, fma(g0, load_f64(row, i) - k, q0)
             i += 8
@@ -82,7 +78,7 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
             a1, q1 = a1 + g1, fma(g1, d1, q1)
             i = stop
     store(sums, at, a0 + a1)
-    store(sums, at + 8, (q0 + q1) + (q2 + q3))
+    store(sums, at + 8, q0 + q1)
 
 
 def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
