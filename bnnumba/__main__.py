@@ -138,6 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bnnumba",
         description="What a bug report needs, and compiling ahead of the first call.",
     )
+    parser.add_argument("--version", action="version", version=f"bnnumba {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="print versions, CPU, threads, cache directory, CUDA state")
     warm = commands.add_parser("warmup", help="compile the common cases ahead, into the cache")
@@ -154,6 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "info":
         info()
     elif options.command == "config":
+        if not config.asked(options):
+            c_library.error("expected at least one of " + ", ".join(config.OPTIONS))
         try:
             print(config.show(options))
         except BackendError as error:

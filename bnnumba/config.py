@@ -7,13 +7,20 @@ from pathlib import Path
 
 from .errors import BackendError
 
-__all__ = ["add_options", "prefix", "show"]
+__all__ = ["OPTIONS", "add_options", "asked", "prefix", "show"]
 
 # An installed wheel carries them in the package; `make capi` stages them in a checkout.
 _PLACES = (
     Path(__file__).parent / "_capi",
     Path(__file__).parents[1] / "capi" / "build" / "prefix",
 )
+
+OPTIONS = {
+    "--cflags": "what the compiler needs",
+    "--libs": "what the linker needs",
+    "--include": "the directory of the header",
+    "--cmakedir": "bnnumba_DIR for CMake",
+}
 
 
 def prefix() -> Path:
@@ -30,10 +37,13 @@ def prefix() -> Path:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what `show` reads; several may be given, as for pkg-config."""
-    parser.add_argument("--cflags", action="store_true", help="print what the compiler needs")
-    parser.add_argument("--libs", action="store_true", help="print what the linker needs")
-    parser.add_argument("--include", action="store_true", help="print the directory of the header")
-    parser.add_argument("--cmakedir", action="store_true", help="print bnnumba_DIR for CMake")
+    for option, what in OPTIONS.items():
+        parser.add_argument(option, action="store_true", help=f"print {what}")
+
+
+def asked(options: argparse.Namespace) -> bool:
+    """Return whether any option was given."""
+    return any(getattr(options, option.removeprefix("--")) for option in OPTIONS)
 
 
 def show(options: argparse.Namespace) -> str:

@@ -75,9 +75,17 @@ def test_warmup_shows_progress_and_leaves_nothing_to_compile():
     )
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["info", "--nonsense"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["info", "--nonsense"], ["config"], []])
 def test_a_wrong_command_is_explained(arguments):
     process = main(*arguments)
     assert process.returncode == 2
     assert "usage" in process.stderr.lower()
     assert "Traceback" not in process.stderr
+
+
+def test_version():
+    assert main("--version").stdout.split() == ["bnnumba", bnnumba.__version__]
+
+
+def test_config_without_a_question_names_what_can_be_asked():
+    assert "--cflags, --libs, --include, --cmakedir" in main("config").stderr
