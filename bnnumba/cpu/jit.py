@@ -90,11 +90,8 @@ def by_rank(ncs, rc):
 
 
 def kernel(function):
-    """Compile a range kernel: serial, without the GIL, without allocating.
-
-    Only drivers call it, so that it needs no entry for Python.
-    """
-    dispatcher = _compile(function, no_cpython_wrapper=True)
+    """Compile a range kernel: serial, without the GIL, without allocating."""
+    dispatcher = _compile(function)
     dispatcher.inlined = inlined(function)
     return dispatcher
 
