@@ -307,8 +307,7 @@ def prefetch_run(row, ahead, i, turn):
 @intrinsic
 def load_lanes(typingctx, row, i, live):
     """Return the first `live` of 8 lanes, as float64, and zeros."""
-    # In LLVM's terms, as the kernels call it so often that inlining it took a twentieth of the time
-    # to compile them.
+    # In LLVM's terms, as the kernels call it so often that inlining it took long to compile.
 
     def codegen(context, builder, sig, args):
         row, i, live = args
