@@ -26,6 +26,9 @@ $(VENV)/.%.stamp: pyproject.toml | $(BIN)/python
 	@$(PIP) install --editable '.[$*]'
 	@touch $@
 
+# Tests run in as many processes as there are CPUs, up to 4: in each, Numba has its own threads.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
 # --- what a newcomer runs --------------------------------------------------------------------
 
 .PHONY: demo
@@ -40,14 +43,14 @@ examples: $(VENV)/.demo.stamp ## run the other examples, on small inputs
 
 .PHONY: test
 test: $(VENV)/.test.stamp ## run all tests but the largest (TEST_ARGS="-k moments": some)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
 	$(if $(TEST_ARGS),,$(MAKE) gpu-test VENV=$(VENV)-gpu)
 
 # The tests that need numba-cuda and its compilers, 200 MB that nothing else needs: they have an
 # environment of their own.
 .PHONY: gpu-test
 gpu-test: $(VENV)/.test.stamp $(VENV)/.cu13.stamp ## compile the CUDA kernels and test what drives them
-	$(BIN)/python -m pytest tests/test_gpu_compile.py tests/test_gpu_driver.py \
+	$(PYTEST) tests/test_gpu_compile.py tests/test_gpu_driver.py \
 	    tests/test_gpu_interpreted.py tests/test_gpu_dispatch.py $(TEST_ARGS)
 
 .PHONY: test-large

@@ -29,7 +29,7 @@ def _cuda_state() -> str:
 def _cache_directory() -> str | None:
     from .cpu import parallel
 
-    cache = getattr(parallel.forward.serial.dispatcher, "_cache", None)
+    cache = getattr(parallel.forward.dispatcher, "_cache", None)
     return getattr(cache, "cache_path", None)
 
 

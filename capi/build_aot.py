@@ -13,6 +13,8 @@ symbols, not in the library.
 """
 
 import argparse
+import functools
+import multiprocessing
 import os
 import platform
 import re
@@ -81,36 +83,59 @@ def suffix(level: str) -> str:
 
 
 def emit(directory: Path, machine: str) -> None:
-    """Write the object files of all entries."""
+    """Write the object files of all entries, which as many processes compile as there are CPUs."""
     import llvmlite.binding as llvm
 
     from bnnumba._capi import entries
+
+    _know(machine)
+    libraries = {}
+    names = entries.names()
+    with multiprocessing.Pool(len(os.sched_getaffinity(0)), _know, [machine]) as pool:
+        compiled = pool.imap(functools.partial(_compile, machine), names)
+        for done, (name, modules) in enumerate(zip(names, compiled, strict=True), 1):
+            for level, bitcode in modules.items():
+                module = llvm.parse_bitcode(bitcode)
+                if level in libraries:
+                    libraries[level].link_in(module)
+                else:
+                    libraries[level] = module
+            print(f"[{done}/{len(names)}] {name}", flush=True)
+    for level, library in libraries.items():
+        path = directory / f"kernels_{suffix(level)}.o"
+        path.write_bytes(_target_machine(machine, level).emit_object(library))
+
+
+def _know(machine: str) -> None:
+    """Have LLVM know a machine, and Numba say nothing of what it cannot cache."""
+    import llvmlite.binding as llvm
 
     warnings.filterwarnings("ignore", message="Cannot cache compiled function")
     if machine != platform.machine():
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
-    target = llvm.Target.from_triple(TRIPLES[machine])
-    machines = {
-        level: target.create_target_machine(
-            cpu=level, features="", opt=3, reloc="pic", codemodel="default"
-        )
+
+
+def _target_machine(machine: str, level: str):
+    """Return LLVM's idea of a level of a machine."""
+    import llvmlite.binding as llvm
+
+    return llvm.Target.from_triple(TRIPLES[machine]).create_target_machine(
+        cpu=level, features="", opt=3, reloc="pic", codemodel="default"
+    )
+
+
+def _compile(machine: str, name: str) -> dict[str, bytes]:
+    """Return the optimized LLVM module of an entry for each level."""
+    from bnnumba._capi import entries
+
+    callback = entries.entry(name)
+    return {
+        level: _module(
+            callback, f"bnnumba_{name}_{suffix(level)}", _target_machine(machine, level)
+        ).as_bitcode()
         for level in LEVELS[machine]
     }
-    libraries = {}
-    names = entries.names()
-    for done, name in enumerate(names, 1):
-        callback = entries.entry(name)
-        for level, target_machine in machines.items():
-            module = _module(callback, f"bnnumba_{name}_{suffix(level)}", target_machine)
-            if level in libraries:
-                libraries[level].link_in(module)
-            else:
-                libraries[level] = module
-        print(f"[{done}/{len(names)}] {name}", flush=True)
-    for level, target_machine in machines.items():
-        path = directory / f"kernels_{suffix(level)}.o"
-        path.write_bytes(target_machine.emit_object(libraries[level]))
 
 
 def _module(callback, name: str, target_machine):
@@ -167,4 +192,5 @@ def main() -> None:
     emit(directory, machine)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -2,17 +2,17 @@
 
 from itertools import pairwise
 
+import numba
 import numpy as np
 import pytest
 
 from bnnumba import cpu
 from bnnumba.cpu import plan, sums
-from bnnumba.cpu.jit import kernel
 
 EXTENTS = [1, 2, 3, 7, 63, 64, 65, 100, 128, 129, 1000, 2048, 2049, 4097, 16_384, 16_385, 131_073]
 
 
-@kernel
+@numba.njit
 def bounds(n, s, cut, slab):
     return plan.slab_bounds(n, s, cut, slab)
 

@@ -119,10 +119,10 @@ def test_running_moments_merge():
 def test_no_interrupt_keeps_threads_from_later_calls():
     run_python(
         """
-        import signal, time, types
+        import signal, time
         from bnnumba.cpu import threads
 
-        driver = types.SimpleNamespace(parallel=int, serial=int)
+        threads.run(int, True)  # the team is compiled
         armed, raised = False, 0
 
         def interrupt(*_):
@@ -138,7 +138,7 @@ def test_no_interrupt_keeps_threads_from_later_calls():
                 armed = True
                 signal.setitimer(signal.ITIMER_REAL, 5e-6)
                 for _ in range(200):
-                    threads.run(driver, True)
+                    threads.run(int, True)
                 armed = False
             except KeyboardInterrupt:
                 pass

@@ -1,15 +1,16 @@
 """Every Numba compile option that the CPU kernels use, each with its reason."""
 
+import functools
 import hashlib
 import inspect
 import pathlib
-import types
-import warnings
 
 import numba
-from numba import config
-from numba.core.errors import NumbaPerformanceWarning
-from numba.extending import overload
+from numba import config, types
+from numba.core import cgutils
+from numba.core.compiler import compile_internal
+from numba.core.targetconfig import ConfigStack
+from numba.extending import intrinsic
 
 from ..compiling import compiling
 from ..errors import BackendError
@@ -41,7 +42,7 @@ _STAMP = _source_stamp()
 
 
 def _compile(function, **options):
-    # Nobody calls these by C's convention, for which Numba would compile another entry.
+    # For C's convention Numba would compile another entry, which few of them need.
     options = {**_OPTIONS, "no_cfunc_wrapper": True, **options}
     try:
         dispatcher = numba.njit(cache=True, **options)(function)
@@ -67,6 +68,23 @@ def _forgiving(use_cache):
     return use_cache_or_not
 
 
+def compiled_for_c(function, signature, **options):
+    """Return what gives the address of a function that C can call, or 0 without the compiler."""
+    dispatcher = _compile(function, no_cfunc_wrapper=False, **options)
+
+    @functools.cache
+    def address():
+        if config.DISABLE_JIT:
+            return 0
+        with compiling():
+            dispatcher.compile(signature)
+            compiled = dispatcher.overloads[signature.args]
+            name = compiled.fndesc.llvm_cfunc_wrapper_name
+            return compiled.library.get_pointer_to_function(name)
+
+    return address
+
+
 def inlined(function):
     """Compile a helper into each kernel that calls it.
 
@@ -76,24 +94,41 @@ def inlined(function):
     return numba.njit(inline="always", **_OPTIONS)(function)
 
 
+def call_within(context, builder, function, signature, arguments):
+    """Emit a call to a Python function, compiled into the library that is at work.
+
+    Numba would compile and optimize it as a library of its own, to be linked into this one and
+    optimized again. It becomes a part of its caller, as the only one (backward of rows of 49:
+    called as a function, 2 % more). Returns the status of the call and its result.
+    """
+    flags = ConfigStack().top().copy()
+    flags.forceinline = True
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    compiled = compile_internal(
+        context.typing_context, context, context.active_code_library, function,
+        signature.args, signature.return_type, flags, locals={},
+    )  # fmt: skip
+    return context.call_internal_no_propagate(builder, compiled.fndesc, signature, arguments)
+
+
 def by_rank(ncs, rc):
     """Return one function of a view x and more: `ncs` for x[n, c, s], `rc` for x[r, c]."""
 
-    def step(x, *arguments):
-        return (ncs if x.ndim == 3 else rc)(x, *arguments)
+    @intrinsic
+    def step(typingctx, x, *arguments):
+        function = ncs if x.ndim == 3 else rc
 
-    @overload(step, strict=False, jit_options={**_OPTIONS, "no_cfunc_wrapper": True})
-    def _overload_step(x, *arguments):
-        return ncs if x.ndim == 3 else rc
+        def codegen(context, builder, sig, args):
+            x, rest = args
+            types_, values = (sig.args[0], *sig.args[1]), [x, *cgutils.unpack_tuple(builder, rest)]
+            status, _ = call_within(context, builder, function, types.void(*types_), values)
+            with cgutils.if_unlikely(builder, status.is_error):
+                context.call_conv.return_status_propagate(builder, status)
+            return context.get_dummy_value()
+
+        return types.void(x, types.StarArgTuple.from_types(arguments)), codegen
 
     return step
-
-
-def kernel(function):
-    """Compile a range kernel: serial, without the GIL, without allocating."""
-    dispatcher = _compile(function)
-    dispatcher.inlined = inlined(function)
-    return dispatcher
 
 
 class Strided:
@@ -152,28 +187,3 @@ def _strided(kind, written):
     if isinstance(kind, numba.types.Array):
         return numba.types.Array(kind.dtype, kind.ndim, "A", readonly=not written)
     return kind
-
-
-class Driver:
-    """A function over ``prange``, compiled with and without threads."""
-
-    def __init__(self, function, outputs):
-        warnings.filterwarnings("ignore", category=NumbaPerformanceWarning, module="numba")
-        # The two must differ in name, by which Numba's cache tells functions apart.
-        self.parallel = Strided(_twin(function, "_parallel", {}), outputs, parallel=True)
-        # Numba compiles a parallel function twice, as a whole and its loop by itself, so that
-        # it calls the range kernels; they are compiled into a serial one in less time.
-        inlined_kernels = {
-            name: value.inlined
-            for name, value in function.__globals__.items()
-            if hasattr(value, "inlined")
-        }
-        self.serial = Strided(_twin(function, "_serial", inlined_kernels), outputs)
-
-
-def _twin(function, suffix, replaced):
-    """Return a function of the same code that has another name and other globals."""
-    name = function.__name__ + suffix
-    twin = types.FunctionType(function.__code__, {**function.__globals__, **replaced}, name)
-    twin.__qualname__ = name
-    return twin

@@ -1,16 +1,16 @@
-"""Drivers: they deal out the work items of the range kernels to threads, or run them in order.
+"""Drivers: each prepares a step, and shares out the work items of its range kernel.
 
-Each driver is one function compiled twice, with and without threads, and is given every argument:
-Numba's dispatch of omitted ones is slow. Results are the same to the bit either way.
+They are given every argument: Numba's dispatch of omitted ones is slow. The first one says whether
+threads do the items (`bnnumba.cpu.worksharing`); results are the same to the bit either way.
 """
 
 import math
 
 import numpy as np
-from numba import prange, types
+from numba import types
 from numba.extending import overload
 
-from .jit import Driver, Strided, inlined
+from .jit import Strided, inlined
 from .memory import REPEATED, unaligned
 from .normalize import inverse_std, write_inverse_std
 from .ranges import (
@@ -27,6 +27,7 @@ from .ranges import (
 )
 from .simd import lanes
 from .sums import workspace
+from .worksharing import check, parallel_for
 
 
 @inlined
@@ -60,38 +61,48 @@ def _overload_precision(x):
     return lambda x: dtype
 
 
-def _forward(x, block, ahead, plan, weight, bias, eps, stats, y, streaming):
+def _forward(team, x, block, ahead, plan, weight, bias, eps, stats, y, streaming):
     channels = stats.shape[1]
     partial, coefs = room(y, channels, plan[0], 3, 3)
-    for item in prange((channels + block - 1) // block):
-        work = np.empty(workspace(x, block, channels))
-        first = np.int64(item)
-        forward_range(
-            first, first + 1, x, block, ahead, plan, weight, bias, eps, work, partial, coefs,
-            stats, y, streaming,
-        )  # fmt: skip
+    blocks = (channels + block - 1) // block
+    arguments = (x, block, ahead, plan, weight, bias, eps, partial, coefs, stats, y, streaming)
+    check(parallel_for(team, blocks, _forward_blocks, arguments))
 
 
-def _collect(x, block, plan, eps, stats):
+@inlined
+def _forward_blocks(
+    begin, end, x, block, ahead, plan, weight, bias, eps, partial, coefs, stats, y, streaming
+):
+    work = np.empty(workspace(x, block, stats.shape[1]))
+    forward_range(
+        begin, end, x, block, ahead, plan, weight, bias, eps, work, partial, coefs, stats, y,
+        streaming,
+    )  # fmt: skip
+
+
+def _collect(team, x, block, plan, eps, stats):
     channels = stats.shape[1]
     partial = np.empty((plan[0], 3, channels))
-    for item in prange(plan[0] * ((channels + block - 1) // block)):
-        work = np.empty(workspace(x, block, channels))
-        first = np.int64(item)
-        collect_range(first, first + 1, x, block, plan, work, partial)
+    items = plan[0] * ((channels + block - 1) // block)
+    check(parallel_for(team, items, _collect_items, (x, block, plan, partial)))
     n = x.shape[0]
     merge_range(0, channels, n, x.size // (n * channels), plan, partial, eps, stats)
 
 
-def _normalize(x, block, plan, weight, bias, mean, rest, invstd, y, streaming):
+@inlined
+def _collect_items(begin, end, x, block, plan, partial):
+    work = np.empty(workspace(x, block, partial.shape[2]))
+    collect_range(begin, end, x, block, plan, work, partial)
+
+
+def _normalize(team, x, block, plan, weight, bias, mean, rest, invstd, y, streaming):
     _, coefs = room(y, 0, 0, 0, 3)
     coefficients_range(0, mean.size, mean, rest, invstd, weight, bias, coefs)
-    for item in prange(plan[0] * ((x.shape[1] + block - 1) // block)):
-        first = np.int64(item)
-        normalize_range(first, first + 1, x, block, plan, coefs, y, streaming)
+    items = plan[0] * ((x.shape[1] + block - 1) // block)
+    check(parallel_for(team, items, normalize_range, (x, block, plan, coefs, y, streaming)))
 
 
-def _infer(x, block, plan, weight, bias, mean, var, eps, y, streaming):
+def _infer(team, x, block, plan, weight, bias, mean, var, eps, y, streaming):
     channels = mean.size
     scratch, coefs = room(y, channels, 1, 1, 3)
     invstd = scratch[0, 0]
@@ -99,49 +110,60 @@ def _infer(x, block, plan, weight, bias, mean, var, eps, y, streaming):
         invstd[c] = var[c]  # contiguous here, as vectors are
     write_inverse_std(0, channels, invstd, 1, eps, invstd)
     coefficients_range(0, channels, mean, invstd[:0], invstd, weight, bias, coefs)
-    for item in prange(plan[0] * ((x.shape[1] + block - 1) // block)):
-        first = np.int64(item)
-        normalize_range(first, first + 1, x, block, plan, coefs, y, streaming)
+    items = plan[0] * ((x.shape[1] + block - 1) // block)
+    check(parallel_for(team, items, normalize_range, (x, block, plan, coefs, y, streaming)))
 
 
-def _backward(x, dy, block, ahead, plan, weight, stats, dx, dweight, dbias, streaming):
+def _backward(team, x, dy, block, ahead, plan, weight, stats, dx, dweight, dbias, streaming):
     channels = stats.shape[1]
     partial, coefs = room(dx, channels, plan[0] + 1, 2, 4)
-    sums = partial[plan[0]]
-    for item in prange((channels + block - 1) // block):
-        work = np.empty(workspace(x, block, channels))
-        first = np.int64(item)
-        backward_range(
-            first, first + 1, x, dy, block, ahead, plan, weight, stats, stats[3], work, partial,
-            sums, coefs, dx, dweight, dbias, streaming,
-        )  # fmt: skip
+    blocks = (channels + block - 1) // block
+    arguments = (
+        x, dy, block, ahead, plan, weight, stats, partial, coefs, dx, dweight, dbias, streaming,
+    )  # fmt: skip
+    check(parallel_for(team, blocks, _backward_blocks, arguments))
 
 
-def _reduce(x, dy, block, plan, mean, rest, invstd, sums, dweight, dbias):
+@inlined
+def _backward_blocks(
+    begin, end, x, dy, block, ahead, plan, weight, stats, partial, coefs, dx, dweight, dbias,
+    streaming,
+):  # fmt: skip
+    work = np.empty(workspace(x, block, stats.shape[1]))
+    backward_range(
+        begin, end, x, dy, block, ahead, plan, weight, stats, stats[3], work, partial,
+        partial[plan[0]], coefs, dx, dweight, dbias, streaming,
+    )  # fmt: skip
+
+
+def _reduce(team, x, dy, block, plan, mean, rest, invstd, sums, dweight, dbias):
     channels = mean.size
     partial = np.empty((plan[0], 2, channels))
-    for item in prange(plan[0] * ((channels + block - 1) // block)):
-        work = np.empty(workspace(x, block, channels))
-        first = np.int64(item)
-        reduce_range(first, first + 1, x, dy, block, plan, mean, work, partial)
+    items = plan[0] * ((channels + block - 1) // block)
+    check(parallel_for(team, items, _reduce_items, (x, dy, block, plan, mean, partial)))
     sums_range(0, channels, plan, partial, rest, invstd, sums, dweight, dbias)
 
 
-def _input(x, dy, block, plan, weight, mean, rest, invstd, sums, count, dx, streaming):
+@inlined
+def _reduce_items(begin, end, x, dy, block, plan, mean, partial):
+    work = np.empty(workspace(x, block, mean.size))
+    reduce_range(begin, end, x, dy, block, plan, mean, work, partial)
+
+
+def _input(team, x, dy, block, plan, weight, mean, rest, invstd, sums, count, dx, streaming):
     _, coefs = room(dx, 0, 0, 0, 4)
     input_coefficients_range(0, mean.size, count, mean, rest, invstd, sums, weight, coefs)
-    for item in prange(plan[0] * ((x.shape[1] + block - 1) // block)):
-        first = np.int64(item)
-        input_range(first, first + 1, x, dy, block, plan, coefs, dx, streaming)
+    items = plan[0] * ((x.shape[1] + block - 1) // block)
+    check(parallel_for(team, items, input_range, (x, dy, block, plan, coefs, dx, streaming)))
 
 
-forward = Driver(_forward, {"stats", "y"})
-collect = Driver(_collect, {"stats"})
-normalize = Driver(_normalize, {"y"})
-infer = Driver(_infer, {"y"})
-backward = Driver(_backward, {"dx", "dweight", "dbias"})
-reduce = Driver(_reduce, {"sums", "dweight", "dbias"})
-input_gradient = Driver(_input, {"dx"})
+forward = Strided(_forward, {"stats", "y"})
+collect = Strided(_collect, {"stats"})
+normalize = Strided(_normalize, {"y"})
+infer = Strided(_infer, {"y"})
+backward = Strided(_backward, {"dx", "dweight", "dbias"})
+reduce = Strided(_reduce, {"sums", "dweight", "dbias"})
+input_gradient = Strided(_input, {"dx"})
 
 
 def _update_running(running_mean, running_var, batches, mean, m2, count, momentum, correction):

@@ -12,6 +12,8 @@ import numba
 from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel as numba_parallel
 
+from .worksharing import team
+
 _region = threading.Lock()
 _forked = False
 
@@ -43,8 +45,8 @@ def run(driver, large, *arguments):
         # An interrupt between `acquire` and a `try` would keep the lock taken for good; entering a
         # `with` is not interrupted. Of two threads that come at once one waits for the other.
         with _region:
-            return driver.parallel(*arguments)
-    return driver.serial(*arguments)
+            return driver(team(), *arguments)
+    return driver(0, *arguments)
 
 
 def count():

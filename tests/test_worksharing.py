@@ -1,0 +1,61 @@
+"""Each item is done once, by however many threads, and a part that fails is told of."""
+
+import numba
+import numpy as np
+import pytest
+from numba import njit
+
+from bnnumba.cpu.jit import inlined
+from bnnumba.cpu.worksharing import check, parallel_for, team
+
+
+@inlined
+def count(begin, end, done, parts):
+    parts[begin] += 1
+    for item in range(begin, end):
+        done[item] += 1
+
+
+@inlined
+def fail_at(begin, end, item, done):
+    for i in range(begin, end):
+        if i == item:
+            raise ValueError
+        done[i] = 1
+
+
+@njit
+def count_all(address, done, parts):
+    check(parallel_for(address, done.size, count, (done, parts)))
+
+
+@njit
+def fail_once(address, item, done):
+    check(parallel_for(address, done.size, fail_at, (item, done)))
+
+
+@pytest.fixture(params=[0, 1, 2])
+def threads(request):
+    if request.param > numba.config.NUMBA_NUM_THREADS:
+        pytest.skip("one CPU")
+    before = numba.get_num_threads()
+    numba.set_num_threads(max(1, request.param))
+    yield request.param
+    numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("items", [0, 1, 2, 3, 5, 64, 1001])
+def test_each_item_is_done_once(threads, items):
+    done, parts = np.zeros(items, int), np.zeros(items + 1, int)
+    count_all(team() if threads else 0, done, parts)
+    np.testing.assert_array_equal(done, 1)
+    assert parts.sum() == (min(threads, items) if threads else 1)
+
+
+def test_a_part_that_fails_raises_and_others_are_done(threads):
+    done = np.zeros(1000, int)
+    with pytest.raises(MemoryError, match="workspace"):
+        fail_once(team() if threads else 0, 999, done)
+    np.testing.assert_array_equal(done, np.arange(1000) < 999)
+    fail_once(team() if threads else 0, 1000, done)
+    np.testing.assert_array_equal(done, 1)
