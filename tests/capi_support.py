@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import shutil
@@ -43,6 +44,14 @@ def run(*command: object, env: dict | None = None, timeout: float = 300, status:
     return process
 
 
+def make(*arguments: object):
+    """Run make in `capi`, one process at a time: tests of several files build at once."""
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return run("make", "-C", CAPI, f"PYTHON={sys.executable}", *arguments, timeout=1800)
+
+
 @functools.cache
 def build(name: str = "bnnumba") -> Path:
     """Build a library, unless that is done, and return its path."""
@@ -51,7 +60,7 @@ def build(name: str = "bnnumba") -> Path:
     if name == "bnnumba_embed" and not sysconfig.get_config_var("Py_ENABLE_SHARED"):
         pytest.skip("this Python has no shared library to embed")
     path = BUILD / f"lib{name}.so"
-    run("make", "-C", CAPI, f"build/{path.name}", f"PYTHON={sys.executable}", timeout=1800)
+    make(f"build/{path.name}")
     return path
 
 
@@ -64,9 +73,8 @@ def link(name: str) -> list[str]:
 @functools.cache
 def build_for_aarch64() -> Path:
     """Build the library without Python for another machine and return its directory."""
-    run(
-        "make", "-C", CAPI, "build/aarch64/libbnnumba.so", "B=build/aarch64", "MACHINE=aarch64",
-        "CC=aarch64-linux-gnu-gcc", "STRIP=aarch64-linux-gnu-strip", f"PYTHON={sys.executable}",
-        timeout=1800,
+    make(
+        "build/aarch64/libbnnumba.so", "B=build/aarch64", "MACHINE=aarch64",
+        "CC=aarch64-linux-gnu-gcc", "STRIP=aarch64-linux-gnu-strip",
     )  # fmt: skip
     return BUILD / "aarch64"

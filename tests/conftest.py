@@ -24,11 +24,3 @@ def dtype(request) -> np.dtype:
 def param_dtype(request) -> np.dtype:
     """Every dtype that weight, bias and running statistics can have."""
     return request.param
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep together, where processes share the tests out, those that build or compile the same."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "capi" if item.path.name.startswith("test_capi") else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))

@@ -18,6 +18,7 @@ from capi_support import (
     build,
     build_for_aarch64,
     link,
+    make,
     needs,
     run,
 )
@@ -363,7 +364,7 @@ def test_python_forks_while_another_thread_starts_the_embedded_library():
 def test_an_installed_library_is_found_by_pkg_config_and_cmake(tmp_path):
     prefix = tmp_path / "prefix"
     build("bnnumba_embed")
-    run("make", "-C", CAPI, "install", f"PREFIX={prefix}", f"PYTHON={sys.executable}", timeout=1800)
+    make("install", f"PREFIX={prefix}")
     environment = {
         "PKG_CONFIG_PATH": str(prefix / "lib" / "pkgconfig"),
         "LD_LIBRARY_PATH": str(prefix / "lib"),
@@ -393,7 +394,7 @@ def test_an_installed_library_is_found_by_pkg_config_and_cmake(tmp_path):
 @needs("cc", "make")
 @pytest.mark.slow
 def test_config_points_to_a_library_that_links_and_runs(tmp_path):
-    run("make", "-C", CAPI, "stage", f"PYTHON={sys.executable}", timeout=1800)
+    make("stage")
     command = [sys.executable, "-m", "bnnumba", "config"]
     flags = run(*command, "--cflags", "--libs").stdout.split()
     run("cc", CAPI / "tests" / "test_moments.c", *flags, "-lm", "-o", tmp_path / "a.out")

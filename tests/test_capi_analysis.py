@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from capi_support import BUILD, C99, CAPI, build, link, needs, run
+from capi_support import BUILD, C99, CAPI, build, link, make, needs, run
 from test_capi import PROGRAMS
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_the_fuzzer_finds_nothing(tmp_path):
     except AssertionError:
         pytest.skip("clang has no libFuzzer here: install libclang-rt-dev")
     _with_kernels()
-    process = run("make", "-C", CAPI, "fuzz", f"FUZZ_RUNS={FUZZ_RUNS}", f"FUZZ_DIR={tmp_path}")
+    process = make("fuzz", f"FUZZ_RUNS={FUZZ_RUNS}", f"FUZZ_DIR={tmp_path}")
     done = re.search(r"Done (\d+) runs", process.stdout + process.stderr)
     assert done, process.stderr[-2000:]
     assert int(done[1]) >= FUZZ_RUNS
