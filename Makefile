@@ -27,7 +27,7 @@ $(VENV)/.%.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 # Tests run in as many processes as there are CPUs, up to 4: in each, Numba has its own threads.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # --- what a newcomer runs --------------------------------------------------------------------
 

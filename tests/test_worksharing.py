@@ -5,18 +5,17 @@ import numpy as np
 import pytest
 from numba import njit
 
-from bnnumba.cpu.jit import inlined
 from bnnumba.cpu.worksharing import check, parallel_for, team
 
 
-@inlined
+@parallel_for
 def count(begin, end, done, parts):
     parts[begin] += 1
     for item in range(begin, end):
         done[item] += 1
 
 
-@inlined
+@parallel_for
 def fail_at(begin, end, item, done):
     for i in range(begin, end):
         if i == item:
@@ -26,12 +25,12 @@ def fail_at(begin, end, item, done):
 
 @njit
 def count_all(address, done, parts):
-    check(parallel_for(address, done.size, count, (done, parts)))
+    check(count(address, done.size, done, parts))
 
 
 @njit
 def fail_once(address, item, done):
-    check(parallel_for(address, done.size, fail_at, (item, done)))
+    check(fail_at(address, done.size, item, done))
 
 
 @pytest.fixture(params=[0, 1, 2])

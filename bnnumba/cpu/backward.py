@@ -10,7 +10,7 @@ The sums are float64; dx is a * dy + b * (x - center) + rest with coefficients p
 `center` is the mean rounded to the precision of the arithmetic, as in `normalize`.
 """
 
-from .jit import by_rank, inlined
+from .jit import by_rank, inlined, part
 from .memory import (
     BLOCK,
     REPEATED,
@@ -50,7 +50,7 @@ from .sums import (
 )
 
 
-@inlined
+@part
 def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn, sums, at):
     """Add sum(dy) and sum(dy * (x - mean)) of s0 to s1 to the lanes ``sums[at:at + 16]``."""
     k = splat_f64(mean)
@@ -113,7 +113,7 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
         sum_dy_xmu[c] = hsum(load_f64(work, at + 8) + load_f64(work, at + 24))
 
 
-@inlined
+@part
 def accumulate_gradient_columns(
     x, dy, row0, step, first, last, begin, at, row_ahead, grad_ahead, line, width, work
 ):
@@ -135,10 +135,9 @@ def accumulate_gradient_columns(
     store(work, at + 8, a1)
     store(work, width + at, q0)
     store(work, width + at + 8, q1)
-    return line
 
 
-@inlined
+@part
 def accumulate_gradient_part(x, dy, row0, step, first, last, begin, at, end, width, work):
     """Do `accumulate_gradient_columns` for some columns; see `accumulate_part`."""
     while at < end:
@@ -187,11 +186,12 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
                 line = 0
                 until = 16 * (size // 16 * (k + 1) // stretches)
                 while at < until:
-                    line = accumulate_gradient_columns(
+                    accumulate_gradient_columns(
                         x, dy, n0, together, first, last, column, at, row_ahead, grad_ahead, line,
                         width, work,
                     )  # fmt: skip
                     at += 16
+                    line += 16 * (last - first)
             accumulate_gradient_part(
                 x, dy, n0, together, first, last, column, at, size, width, work
             )
@@ -209,7 +209,7 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
 reduce_slab = by_rank(reduce_slab_ncs, reduce_slab_rc)
 
 
-@inlined
+@part
 def add_slabs(begin, end, plan, partial, rest, sums):
     """Add ``partial[slab]`` over the slabs, in order, for a range of channels.
 
@@ -235,7 +235,7 @@ def parameter_gradients(begin, end, invstd, sums, dweight, dbias):
         dbias[c] = sums[0, c]
 
 
-@inlined
+@part
 def input_coefficients(begin, end, count, mean, rest, invstd, sums, weight, coefs):
     """Write center, a, b, rest to the first column of each channel in `coefs`.
 
@@ -259,7 +259,7 @@ def input_coefficients(begin, end, count, mean, rest, invstd, sums, weight, coef
         coefs[3, c * s] = -a * (sums[0, c] * share) - b * left
 
 
-@inlined
+@part
 def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, grad_ahead, reach):
     """Write dx for ``row[begin:end]``; see `normalize_rows`."""
     step = lanes(row)
@@ -316,7 +316,7 @@ def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead, r
             )  # fmt: skip
 
 
-@inlined
+@part
 def input_run(row, grad, out, begin, size, coefs, streaming, reach):
     """Write `size` values of dx that follow on ``row[begin]``; see `normalize_run`."""
     centers, factors = row_at(coefs, (0,)), row_at(coefs, (1,))

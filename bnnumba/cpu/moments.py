@@ -18,7 +18,7 @@ A constant chunk has pivot = its value exactly (the pivot is a first value plus 
 from it), hence d = 0 and m2 = 0 exactly.
 """
 
-from .jit import by_rank, inlined
+from .jit import by_rank, inlined, part
 from .memory import (
     BLOCK,
     fill,
@@ -82,7 +82,7 @@ def finish_chunk(mean, m2, c, live, count, pivot, total, square, size):
     )
 
 
-@inlined
+@part
 def merge_slabs(begin, end, n, s, plan, partial, mean, m2, rest):
     """Merge ``partial[slab, :, c]`` into one mean and m2 for each channel of a range.
 
@@ -138,7 +138,7 @@ def pivot_of(x, c, row0, row1, s0, s1):
     return rounded(x, first + hsum(total) / (rows * width))
 
 
-@inlined
+@part
 def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
     """Add sum(d) and sum(d^2) of ``row[s0:s1]`` to the lanes ``sums[at:at + 16]``.
 
@@ -176,7 +176,7 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
     store(sums, at + 8, (q0 + q1) + (q2 + q3))
 
 
-@inlined
+@part
 def accumulate_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, sums, at):
     """Do `accumulate_row` for the rows of one channel in two images."""
     k = splat_f64(pivot)
@@ -259,7 +259,7 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
             count += size
 
 
-@inlined
+@part
 def accumulate_columns(x, row0, step, first, last, begin, at, ahead, line, width, work):
     """Add sum(d) and sum(d^2) of 16 columns of some rows to their lanes of `work`.
 
@@ -281,10 +281,9 @@ def accumulate_columns(x, row0, step, first, last, begin, at, ahead, line, width
     store(work, at + 8, a1)
     store(work, width + at, q0)
     store(work, width + at + 8, q1)
-    return line
 
 
-@inlined
+@part
 def accumulate_part(x, row0, step, first, last, begin, at, end, width, work):
     """Do `accumulate_columns` for those from ``begin + at`` on, before ``begin + end``."""
     while at < end:
@@ -358,11 +357,12 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
                     line = 0
                     until = 16 * (size // 16 * (k + 1) // stretches)
                     while at < until:
-                        line = accumulate_columns(
+                        accumulate_columns(
                             x, row0, together, first_row, last_row, column, at, ahead, line, width,
                             work,
                         )  # fmt: skip
                         at += 16
+                        line += 16 * (last_row - first_row)
                 accumulate_part(
                     x, row0, together, first_row, last_row, column, at, size, width, work
                 )

@@ -8,7 +8,7 @@ rounding left over, so that an offset of any size costs no digits of y:
 
 import math
 
-from .jit import by_rank, inlined
+from .jit import by_rank, inlined, part
 from .memory import (
     REPEATED,
     fill,
@@ -54,7 +54,7 @@ def write_inverse_std(begin, end, m2, count, eps, invstd):
         store_lanes(invstd, c, end - c, inverse_root(spread))
 
 
-@inlined
+@part
 def normalize_coefficients(begin, end, mean, rest, invstd, weight, bias, coefs):
     """Write center, scale, shift to the first column of each channel in `coefs`.
 
@@ -85,7 +85,7 @@ def columns_of_channel(coefs, channels):
     return (coefs.shape[1] - REPEATED) // channels
 
 
-@inlined
+@part
 def repeat_coefficients(begin, end, channels, coefs):
     """Write the coefficients of the first column of each channel to the others of the rc view.
 
@@ -116,7 +116,7 @@ def store_live(out, i, live, value, streaming):
         store(out, i, value)
 
 
-@inlined
+@part
 def normalize_rows(row, out, begin, end, c, s, coefs, streaming, ahead, reach):
     """Write the normalized ``row[begin:end]``, a row of channel c that may go on into others.
 
@@ -182,7 +182,7 @@ def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, streaming, ahead, re
             )
 
 
-@inlined
+@part
 def normalize_run(row, out, begin, size, coefs, streaming, reach):
     """Write `size` values that follow on ``row[begin]``, which is of column `begin`.
 
@@ -233,7 +233,7 @@ def normalize_vector(row, out, i, centers, scales, shifts, streaming):
     store_live(out, i, lanes(row), fma(v, load(scales, i), load(shifts, i)), streaming)
 
 
-@inlined
+@part
 def normalize_wide_rows(x, i, begin, end, coefs, y, streaming):
     """Normalize two rows from x[i] on side by side, so that they share reads of coefficients."""
     centers, scales, shifts = row_at(coefs, (0,)), row_at(coefs, (1,)), row_at(coefs, (2,))

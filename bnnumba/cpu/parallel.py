@@ -65,11 +65,15 @@ def _forward(team, x, block, ahead, plan, weight, bias, eps, stats, y, streaming
     channels = stats.shape[1]
     partial, coefs = room(y, channels, plan[0], 3, 3)
     blocks = (channels + block - 1) // block
-    arguments = (x, block, ahead, plan, weight, bias, eps, partial, coefs, stats, y, streaming)
-    check(parallel_for(team, blocks, _forward_blocks, arguments))
+    check(
+        _forward_blocks(
+            team, blocks, x, block, ahead, plan, weight, bias, eps, partial, coefs, stats, y,
+            streaming,
+        )
+    )  # fmt: skip
 
 
-@inlined
+@parallel_for
 def _forward_blocks(
     begin, end, x, block, ahead, plan, weight, bias, eps, partial, coefs, stats, y, streaming
 ):
@@ -84,12 +88,12 @@ def _collect(team, x, block, plan, eps, stats):
     channels = stats.shape[1]
     partial = np.empty((plan[0], 3, channels))
     items = plan[0] * ((channels + block - 1) // block)
-    check(parallel_for(team, items, _collect_items, (x, block, plan, partial)))
+    check(_collect_items(team, items, x, block, plan, partial))
     n = x.shape[0]
     merge_range(0, channels, n, x.size // (n * channels), plan, partial, eps, stats)
 
 
-@inlined
+@parallel_for
 def _collect_items(begin, end, x, block, plan, partial):
     work = np.empty(workspace(x, block, partial.shape[2]))
     collect_range(begin, end, x, block, plan, work, partial)
@@ -99,7 +103,12 @@ def _normalize(team, x, block, plan, weight, bias, mean, rest, invstd, y, stream
     _, coefs = room(y, 0, 0, 0, 3)
     coefficients_range(0, mean.size, mean, rest, invstd, weight, bias, coefs)
     items = plan[0] * ((x.shape[1] + block - 1) // block)
-    check(parallel_for(team, items, normalize_range, (x, block, plan, coefs, y, streaming)))
+    check(_normalize_items(team, items, x, block, plan, coefs, y, streaming))
+
+
+@parallel_for
+def _normalize_items(begin, end, x, block, plan, coefs, y, streaming):
+    normalize_range(begin, end, x, block, plan, coefs, y, streaming)
 
 
 def _infer(team, x, block, plan, weight, bias, mean, var, eps, y, streaming):
@@ -111,20 +120,22 @@ def _infer(team, x, block, plan, weight, bias, mean, var, eps, y, streaming):
     write_inverse_std(0, channels, invstd, 1, eps, invstd)
     coefficients_range(0, channels, mean, invstd[:0], invstd, weight, bias, coefs)
     items = plan[0] * ((x.shape[1] + block - 1) // block)
-    check(parallel_for(team, items, normalize_range, (x, block, plan, coefs, y, streaming)))
+    check(_normalize_items(team, items, x, block, plan, coefs, y, streaming))
 
 
 def _backward(team, x, dy, block, ahead, plan, weight, stats, dx, dweight, dbias, streaming):
     channels = stats.shape[1]
     partial, coefs = room(dx, channels, plan[0] + 1, 2, 4)
     blocks = (channels + block - 1) // block
-    arguments = (
-        x, dy, block, ahead, plan, weight, stats, partial, coefs, dx, dweight, dbias, streaming,
+    check(
+        _backward_blocks(
+            team, blocks, x, dy, block, ahead, plan, weight, stats, partial, coefs, dx, dweight,
+            dbias, streaming,
+        )
     )  # fmt: skip
-    check(parallel_for(team, blocks, _backward_blocks, arguments))
 
 
-@inlined
+@parallel_for
 def _backward_blocks(
     begin, end, x, dy, block, ahead, plan, weight, stats, partial, coefs, dx, dweight, dbias,
     streaming,
@@ -140,11 +151,11 @@ def _reduce(team, x, dy, block, plan, mean, rest, invstd, sums, dweight, dbias):
     channels = mean.size
     partial = np.empty((plan[0], 2, channels))
     items = plan[0] * ((channels + block - 1) // block)
-    check(parallel_for(team, items, _reduce_items, (x, dy, block, plan, mean, partial)))
+    check(_reduce_items(team, items, x, dy, block, plan, mean, partial))
     sums_range(0, channels, plan, partial, rest, invstd, sums, dweight, dbias)
 
 
-@inlined
+@parallel_for
 def _reduce_items(begin, end, x, dy, block, plan, mean, partial):
     work = np.empty(workspace(x, block, mean.size))
     reduce_range(begin, end, x, dy, block, plan, mean, work, partial)
@@ -154,7 +165,12 @@ def _input(team, x, dy, block, plan, weight, mean, rest, invstd, sums, count, dx
     _, coefs = room(dx, 0, 0, 0, 4)
     input_coefficients_range(0, mean.size, count, mean, rest, invstd, sums, weight, coefs)
     items = plan[0] * ((x.shape[1] + block - 1) // block)
-    check(parallel_for(team, items, input_range, (x, dy, block, plan, coefs, dx, streaming)))
+    check(_input_items(team, items, x, dy, block, plan, coefs, dx, streaming))
+
+
+@parallel_for
+def _input_items(begin, end, x, dy, block, plan, coefs, dx, streaming):
+    input_range(begin, end, x, dy, block, plan, coefs, dx, streaming)
 
 
 forward = Strided(_forward, {"stats", "y"})

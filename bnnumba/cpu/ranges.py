@@ -13,7 +13,7 @@ from .backward import (
     parameter_gradients,
     reduce_slab,
 )
-from .jit import inlined
+from .jit import inlined, part
 from .memory import prefetch_distance
 from .moments import collect_slab, merge_slabs
 from .normalize import (
@@ -32,7 +32,7 @@ def piece(item, channels, block):
     return item // blocks, c0, min(channels, c0 + block)
 
 
-@inlined
+@part
 def forward_range(
     begin, end, x, block, ahead, plan, weight, bias, eps, work, partial, coefs, stats, y, streaming
 ):
@@ -61,7 +61,7 @@ def forward_range(
             )
 
 
-@inlined
+@part
 def collect_range(begin, end, x, block, plan, work, partial):
     """Write the moments of each slab and channel to ``partial[slab, :, c]``."""
     for item in range(begin, end):
@@ -70,14 +70,14 @@ def collect_range(begin, end, x, block, plan, work, partial):
         collect_slab(x, slab, c0, c1, plan, work, mean, m2, origin)
 
 
-@inlined
+@part
 def merge_range(begin, end, n, s, plan, partial, eps, stats):
     """Merge partial moments into stats (mean, m2, invstd, rest) for a range of channels."""
     merge_slabs(begin, end, n, s, plan, partial, stats[0], stats[1], stats[3])
     write_inverse_std(begin, end, stats[1], n * s, eps, stats[2])
 
 
-@inlined
+@part
 def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
     """Normalize slabs and blocks of channels, or columns, by given coefficients."""
     for item in range(begin, end):
@@ -85,14 +85,14 @@ def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
         normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, 0, prefetch_distance(x))
 
 
-@inlined
+@part
 def coefficients_range(begin, end, mean, rest, invstd, weight, bias, coefs):
     """Write the coefficients that normalize the channels ``[begin, end)``."""
     normalize_coefficients(begin, end, mean, rest, invstd, weight, bias, coefs)
     repeat_coefficients(begin, end, mean.size, coefs)
 
 
-@inlined
+@part
 def backward_range(
     begin, end, x, dy, block, ahead, plan, weight, stats, rest, work, partial, sums, coefs,
     dx, dweight, dbias, streaming,
@@ -119,7 +119,7 @@ def backward_range(
             )  # fmt: skip
 
 
-@inlined
+@part
 def reduce_range(begin, end, x, dy, block, plan, mean, work, partial):
     """Write sum(dy) and sum(dy * xmu) of each slab and channel to ``partial[slab, :, c]``."""
     for item in range(begin, end):
@@ -128,14 +128,14 @@ def reduce_range(begin, end, x, dy, block, plan, mean, work, partial):
         reduce_slab(x, dy, slab, c0, c1, plan, work, mean, first, second)
 
 
-@inlined
+@part
 def sums_range(begin, end, plan, partial, rest, invstd, sums, dweight, dbias):
     """Add partial sums and write dweight and dbias for the channels ``[begin, end)``."""
     add_slabs(begin, end, plan, partial, rest, sums)
     parameter_gradients(begin, end, invstd, sums, dweight, dbias)
 
 
-@inlined
+@part
 def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
     """Write dx for slabs and blocks of channels, or columns, by given coefficients."""
     for item in range(begin, end):
@@ -144,7 +144,7 @@ def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
         input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, 0, reach)
 
 
-@inlined
+@part
 def input_coefficients_range(begin, end, count, mean, rest, invstd, sums, weight, coefs):
     """Write the coefficients of dx for the channels ``[begin, end)``."""
     input_coefficients(begin, end, count, mean, rest, invstd, sums, weight, coefs)

@@ -5,7 +5,7 @@ number, and the columns of a channel are added up at the end; rows of few column
 side are taken together, as one. Runs of additions are folded into a second level.
 """
 
-from .jit import inlined
+from .jit import inlined, part
 from .memory import (
     load_f64,
     load_lanes,
@@ -86,7 +86,7 @@ def both_levels(work, width, at):
     return total, load_f64(work, width + at) + load_f64(work, 3 * width + at)
 
 
-@inlined
+@part
 def sum_columns(work, width, columns, s, together):
     """Add up the sums of the s columns of each channel, and leave them where its number says.
 

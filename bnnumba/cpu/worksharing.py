@@ -10,11 +10,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .jit import call_within, compiled_for_c, inlined
-from .simd import I64
+from .simd import I32, I64
 
 __all__ = ["check", "parallel_for", "team"]
 
 _TASK = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
+_TEAM = ir.FunctionType(I64, [I64, I64, I64])
+_FLAG = ir.IntType(8)
 
 
 @intrinsic
@@ -56,58 +58,62 @@ def _team(task, arguments, items):
 team = compiled_for_c(_team, types.int64(*[types.int64] * 3), parallel=True)
 
 
-@intrinsic
-def parallel_for(typingctx, team, items, function, arguments):
-    """Call an inlined ``function(begin, end, *arguments)`` for all items.
+def parallel_for(function):
+    """Return what calls ``function(begin, end, *arguments)`` for all items of a step.
 
-    Each thread of a team does a part of them; `team` is the address of the function of that name,
-    or 0. Returns whether all went well: an exception ends the part that it comes from.
+    Its arguments are the team, the number of items, and those of the function. The team is the
+    address of the function of that name, whose threads do a part of the items each, or 0. It
+    returns whether all went well: an exception ends the part that it comes from.
     """
-    kinds = tuple(arguments)
 
-    def codegen(context, builder, sig, args):
-        team, items, _, values = args
-        values = cgutils.unpack_tuple(builder, values)
-        shared = ir.LiteralStructType([ir.IntType(8), *(value.type for value in values)])
-        # What the parts share: whether one failed, and the arguments.
-        place = cgutils.alloca_once(builder, shared)
+    @intrinsic
+    def loop(typingctx, team, items, *arguments):
+        def codegen(context, builder, sig, args):
+            team, items, values = args
+            values = cgutils.unpack_tuple(builder, values)
+            # What the parts share: whether one failed, and the arguments.
+            shared = ir.LiteralStructType([_FLAG, *(value.type for value in values)])
+            place = cgutils.alloca_once(builder, shared)
+            builder.store(_FLAG(0), _field(builder, place, 0))
+            for i, value in enumerate(values, 1):
+                builder.store(value, _field(builder, place, i))
+            task = _emit_task(context, builder, shared, function, arguments)
+            address = builder.ptrtoint(place, I64)
+            alone = builder.icmp_signed("==", team, I64(0))
+            with builder.if_else(alone) as (serial, parallel):
+                with serial:
+                    builder.call(task, [address, I64(0), items])
+                with parallel:
+                    at = builder.inttoptr(team, _TEAM.as_pointer())
+                    builder.call(at, [builder.ptrtoint(task, I64), address, items])
+            failed = builder.load(_field(builder, place, 0))
+            return builder.icmp_unsigned("==", failed, _FLAG(0))
 
-        def field(builder, at, i):
-            return builder.gep(at, [ir.IntType(32)(0), ir.IntType(32)(i)], inbounds=True)
+        rest = types.StarArgTuple.from_types(arguments)
+        return types.boolean(types.int64, types.int64, rest), codegen
 
-        builder.store(ir.IntType(8)(0), field(builder, place, 0))
-        for i, value in enumerate(values, 1):
-            builder.store(value, field(builder, place, i))
+    return loop
 
-        name = builder.module.get_unique_name(f"{builder.function.name}.part")
-        task = ir.Function(builder.module, _TASK, name)
-        task.linkage = "internal"
-        inner = ir.IRBuilder(task.append_basic_block())
-        address, begin, end = task.args
-        here = inner.inttoptr(address, shared.as_pointer())
-        values = [inner.load(field(inner, here, i)) for i in range(1, len(values) + 1)]
-        status, _ = call_within(
-            context, inner, function.dispatcher.py_func,
-            types.void(types.int64, types.int64, *kinds), [begin, end, *values],
-        )  # fmt: skip
-        with cgutils.if_unlikely(inner, status.is_error):
-            inner.store(ir.IntType(8)(1), field(inner, here, 0))
-        inner.ret_void()
 
-        address = builder.ptrtoint(place, I64)
-        alone = builder.icmp_signed("==", team, I64(0))
-        with builder.if_else(alone) as (serial, parallel):
-            with serial:
-                builder.call(task, [address, I64(0), items])
-            with parallel:
-                kind = ir.FunctionType(I64, [I64, I64, I64]).as_pointer()
-                builder.call(
-                    builder.inttoptr(team, kind), [builder.ptrtoint(task, I64), address, items]
-                )
-        failed = builder.load(field(builder, place, 0))
-        return builder.icmp_unsigned("==", failed, ir.IntType(8)(0))
+def _field(builder, place, i):
+    return builder.gep(place, [I32(0), I32(i)], inbounds=True)
 
-    return types.boolean(types.int64, types.int64, function, arguments), codegen
+
+def _emit_task(context, builder, shared, function, kinds):
+    """Write the function that does a part of the items, with the arguments at an address."""
+    name = builder.module.get_unique_name(f"{builder.function.name}.{function.__name__}")
+    task = ir.Function(builder.module, _TASK, name)
+    task.linkage = "internal"
+    builder = ir.IRBuilder(task.append_basic_block())
+    address, begin, end = task.args
+    place = builder.inttoptr(address, shared.as_pointer())
+    values = [builder.load(_field(builder, place, i)) for i in range(1, len(kinds) + 1)]
+    kinds = (types.int64, types.int64, *kinds)
+    status = call_within(context, builder, function, kinds, [begin, end, *values])
+    with cgutils.if_unlikely(builder, status.is_error):
+        builder.store(_FLAG(1), _field(builder, place, 0))
+    builder.ret_void()
+    return task
 
 
 @inlined
