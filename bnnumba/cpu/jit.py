@@ -110,20 +110,19 @@ def call_within(context, builder, function, kinds, arguments, merged=True):
     found = _parts.setdefault(library, {})
     if (function, signature) not in found:
         flags = ConfigStack().top().copy()
-        flags.forceinline = merged
         flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-        fndesc = compile_internal(
+        found[function, signature] = compile_internal(
             context.typing_context, context, library, function, signature.args,
             signature.return_type, flags, locals={},
         ).fndesc  # fmt: skip
-        emitted = library._final_module.get_function(fndesc.llvm_func_name)
         # Not to be kept, and compiled to machine code, for others.
-        emitted.linkage = "linkonce_odr"
-        if not merged:
-            emitted.add_function_attribute("noinline")
-        found[function, signature] = fndesc
-    fndesc = found[function, signature]
-    status, _ = context.call_internal_no_propagate(builder, fndesc, signature, arguments)
+        name = found[function, signature].llvm_func_name
+        library._final_module.get_function(name).linkage = "linkonce_odr"
+    callee = context.declare_function(builder.module, found[function, signature])
+    status, _ = context.call_conv.call_function(
+        builder, callee, signature.return_type, signature.args, arguments,
+        attrs=("alwaysinline" if merged else "noinline",),
+    )  # fmt: skip
     return status
 
 
