@@ -115,22 +115,23 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
 
 @part
 def accumulate_gradient_columns(
-    x, dy, row0, step, first, last, begin, at, row_ahead, grad_ahead, line, width, work
+    row, grad, stride, grad_stride, rows, at, row_ahead, grad_ahead, line, width, work
 ):
     """Add sum(dy) and sum(dy * (x - mean)) of 16 columns; see `accumulate_columns`."""
-    q = begin + at
+    q = p = at
     k0, k1 = load_f64(work, 4 * width + at), load_f64(work, 4 * width + at + 8)
     a0, a1 = load_f64(work, at), load_f64(work, at + 8)
     q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
-    for i in range(first, last):
-        row, grad = row_at(x, (row0 + i * step,)), row_at(dy, (row0 + i * step,))
+    for _ in range(rows):
         prefetch(row_ahead, line)
         prefetch(grad_ahead, line)
         line += 16
-        g0, g1 = load_f64(grad, q), load_f64(grad, q + 8)
+        g0, g1 = load_f64(grad, p), load_f64(grad, p + 8)
         a0, a1 = a0 + g0, a1 + g1
         q0 = fma(g0, load_f64(row, q) - k0, q0)
         q1 = fma(g1, load_f64(row, q + 8) - k1, q1)
+        q += stride
+        p += grad_stride
     store(work, at, a0)
     store(work, at + 8, a1)
     store(work, width + at, q0)
@@ -138,16 +139,15 @@ def accumulate_gradient_columns(
 
 
 @part
-def accumulate_gradient_part(x, dy, row0, step, first, last, begin, at, end, width, work):
+def accumulate_gradient_part(row, grad, stride, grad_stride, rows, at, end, width, work):
     """Do `accumulate_gradient_columns` for some columns; see `accumulate_part`."""
     while at < end:
         live = end - at
         k0 = load_lanes(work, 4 * width + at, live)
         a0, q0 = load_f64(work, at), load_f64(work, width + at)
-        for i in range(first, last):
-            row, grad = row_at(x, (row0 + i * step,)), row_at(dy, (row0 + i * step,))
-            g0 = load_lanes(grad, begin + at, live)
-            a0, q0 = a0 + g0, fma(g0, load_lanes(row, begin + at, live) - k0, q0)
+        for i in range(rows):
+            g0 = load_lanes(grad, i * grad_stride + at, live)
+            a0, q0 = a0 + g0, fma(g0, load_lanes(row, i * stride + at, live) - k0, q0)
         store(work, at, a0)
         store(work, width + at, q0)
         at += 8
@@ -164,6 +164,8 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
     together = rows_together(x, dy, n1 - n0, columns)
     rows, size = (n1 - n0) // together, together * columns
     width = (size + 7) // 8 * 8
+    stride = x.strides[0] // x.itemsize * together
+    grad_stride = dy.strides[0] // dy.itemsize * together
     group, reach, stretches = row_group(x, size, columns == x.shape[1], 2)
     for at in range(0, 4 * width, 8):
         store(work, at, splat_f64(0.0))
@@ -177,7 +179,9 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
     for start in range(0, rows, RUN):
         stop = min(rows, start + RUN)
         for first in range(start, stop, group):
-            last = min(stop, first + group)
+            taken = min(stop - first, group)
+            begins = (n0 + first * together, column)
+            row, grad = row_at(x, begins), row_at(dy, begins)
             at = 0
             for k in range(stretches):
                 after = n0 + (first + reach + k) * together
@@ -187,18 +191,18 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
                 until = 16 * (size // 16 * (k + 1) // stretches)
                 while at < until:
                     accumulate_gradient_columns(
-                        x, dy, n0, together, first, last, column, at, row_ahead, grad_ahead, line,
+                        row, grad, stride, grad_stride, taken, at, row_ahead, grad_ahead, line,
                         width, work,
                     )  # fmt: skip
                     at += 16
-                    line += 16 * (last - first)
-            accumulate_gradient_part(
-                x, dy, n0, together, first, last, column, at, size, width, work
-            )
+                    line += 16 * taken
+            accumulate_gradient_part(row, grad, stride, grad_stride, taken, at, size, width, work)
         for at in range(0, 2 * width, 8):
             fold(work, at, 2 * width + at)
     rest = (n1 - n0 - rows * together) * columns
-    accumulate_gradient_part(x, dy, n0, together, rows, rows + 1, column, 0, rest, width, work)
+    after = (n0 + rows * together, column)
+    row, grad = row_at(x, after), row_at(dy, after)
+    accumulate_gradient_part(row, grad, 0, 0, 1, 0, rest, width, work)
     sum_columns(work, width, columns, s, together)
     for c in range(begin, end, 8):
         total, product = both_levels(work, width, c - begin)

@@ -260,23 +260,23 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
 
 
 @part
-def accumulate_columns(x, row0, step, first, last, begin, at, ahead, line, width, work):
-    """Add sum(d) and sum(d^2) of 16 columns of some rows to their lanes of `work`.
+def accumulate_columns(row, stride, rows, at, ahead, line, width, work):
+    """Add sum(d) and sum(d^2) of the 16 columns from `at` on to their lanes of `work`.
 
-    They are the columns from ``begin + at`` on of the rows from ``row0 + first * step`` on, each
-    `step` after the one before. A line from `ahead` is fetched for each.
+    They are those of some rows, the first one and others `stride` elements after the one before. A
+    line from `ahead` is fetched for each.
     """
-    q = begin + at
+    q = at
     k0, k1 = load_f64(work, 4 * width + at), load_f64(work, 4 * width + at + 8)
     a0, a1 = load_f64(work, at), load_f64(work, at + 8)
     q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
-    for i in range(first, last):
-        row = row_at(x, (row0 + i * step,))
+    for _ in range(rows):
         prefetch(ahead, line)
         line += 16
         d0, d1 = load_f64(row, q) - k0, load_f64(row, q + 8) - k1
         a0, a1 = a0 + d0, a1 + d1
         q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+        q += stride
     store(work, at, a0)
     store(work, at + 8, a1)
     store(work, width + at, q0)
@@ -284,14 +284,14 @@ def accumulate_columns(x, row0, step, first, last, begin, at, ahead, line, width
 
 
 @part
-def accumulate_part(x, row0, step, first, last, begin, at, end, width, work):
-    """Do `accumulate_columns` for those from ``begin + at`` on, before ``begin + end``."""
+def accumulate_part(row, stride, rows, at, end, width, work):
+    """Do `accumulate_columns` for the columns from `at` on, before `end`."""
     while at < end:
         live = end - at
         k0 = load_lanes(work, 4 * width + at, live)
         a0, q0 = load_f64(work, at), load_f64(work, width + at)
-        for i in range(first, last):
-            d0 = load_lanes(row_at(x, (row0 + i * step,)), begin + at, live) - k0
+        for i in range(rows):
+            d0 = load_lanes(row, i * stride + at, live) - k0
             a0, q0 = a0 + d0, fma(d0, d0, q0)
         store(work, at, a0)
         store(work, width + at, q0)
@@ -330,6 +330,7 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
         together = rows_together(x, x, row1 - row0, columns)
         rows, size = (row1 - row0) // together, together * columns
         width = (size + 7) // 8 * 8
+        stride = x.strides[0] // x.itemsize * together
         group, reach, stretches = row_group(x, size, columns == x.shape[1], 1)
         pivot_rows = max(1, min((row1 - row0) // 8, PIVOT_ROWS))
         for at in range(0, columns, 8):
@@ -349,7 +350,8 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
         for start in range(0, rows, RUN):
             stop = min(rows, start + RUN)
             for first_row in range(start, stop, group):
-                last_row = min(stop, first_row + group)
+                taken = min(stop - first_row, group)
+                row = row_at(x, (row0 + first_row * together, column))
                 at = 0
                 for k in range(stretches):
                     after = row0 + (first_row + reach + k) * together
@@ -357,20 +359,16 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
                     line = 0
                     until = 16 * (size // 16 * (k + 1) // stretches)
                     while at < until:
-                        accumulate_columns(
-                            x, row0, together, first_row, last_row, column, at, ahead, line, width,
-                            work,
-                        )  # fmt: skip
+                        accumulate_columns(row, stride, taken, at, ahead, line, width, work)
                         at += 16
-                        line += 16 * (last_row - first_row)
-                accumulate_part(
-                    x, row0, together, first_row, last_row, column, at, size, width, work
-                )
+                        line += 16 * taken
+                accumulate_part(row, stride, taken, at, size, width, work)
             if stop < rows:
                 for at in range(0, 2 * width, 8):
                     fold(work, at, 2 * width + at)
         rest = (row1 - row0 - rows * together) * columns
-        accumulate_part(x, row0, together, rows, rows + 1, column, 0, rest, width, work)
+        row = row_at(x, (row0 + rows * together, column))
+        accumulate_part(row, 0, 1, 0, rest, width, work)
         sum_columns(work, width, columns, s, together)
         first_columns(work, 4 * width, columns, s)
         values = (row1 - row0) * s
