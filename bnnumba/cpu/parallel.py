@@ -27,7 +27,7 @@ from .ranges import (
 )
 from .simd import lanes
 from .sums import workspace
-from .worksharing import check, parallel_for
+from .worksharing import parallel_for
 
 
 @inlined
@@ -65,11 +65,9 @@ def _forward(team, x, block, ahead, plan, weight, bias, eps, stats, y, streaming
     channels = stats.shape[1]
     partial, coefs = room(y, channels, plan[0], 3, 3)
     blocks = (channels + block - 1) // block
-    check(
-        _forward_blocks(
-            team, blocks, x, block, ahead, plan, weight, bias, eps, partial, coefs, stats, y,
-            streaming,
-        )
+    _forward_blocks(
+        team, blocks, x, block, ahead, plan, weight, bias, eps, partial, coefs, stats, y,
+        streaming,
     )  # fmt: skip
 
 
@@ -88,7 +86,7 @@ def _collect(team, x, block, plan, eps, stats):
     channels = stats.shape[1]
     partial = np.empty((plan[0], 3, channels))
     items = plan[0] * ((channels + block - 1) // block)
-    check(_collect_items(team, items, x, block, plan, partial))
+    _collect_items(team, items, x, block, plan, partial)
     n = x.shape[0]
     merge_range(0, channels, n, x.size // (n * channels), plan, partial, eps, stats)
 
@@ -103,7 +101,7 @@ def _normalize(team, x, block, plan, weight, bias, mean, rest, invstd, y, stream
     _, coefs = room(y, 0, 0, 0, 3)
     coefficients_range(0, mean.size, mean, rest, invstd, weight, bias, coefs)
     items = plan[0] * ((x.shape[1] + block - 1) // block)
-    check(_normalize_items(team, items, x, block, plan, coefs, y, streaming))
+    _normalize_items(team, items, x, block, plan, coefs, y, streaming)
 
 
 @parallel_for
@@ -120,18 +118,16 @@ def _infer(team, x, block, plan, weight, bias, mean, var, eps, y, streaming):
     write_inverse_std(0, channels, invstd, 1, eps, invstd)
     coefficients_range(0, channels, mean, invstd[:0], invstd, weight, bias, coefs)
     items = plan[0] * ((x.shape[1] + block - 1) // block)
-    check(_normalize_items(team, items, x, block, plan, coefs, y, streaming))
+    _normalize_items(team, items, x, block, plan, coefs, y, streaming)
 
 
 def _backward(team, x, dy, block, ahead, plan, weight, stats, dx, dweight, dbias, streaming):
     channels = stats.shape[1]
     partial, coefs = room(dx, channels, plan[0] + 1, 2, 4)
     blocks = (channels + block - 1) // block
-    check(
-        _backward_blocks(
-            team, blocks, x, dy, block, ahead, plan, weight, stats, partial, coefs, dx, dweight,
-            dbias, streaming,
-        )
+    _backward_blocks(
+        team, blocks, x, dy, block, ahead, plan, weight, stats, partial, coefs, dx, dweight,
+        dbias, streaming,
     )  # fmt: skip
 
 
@@ -151,7 +147,7 @@ def _reduce(team, x, dy, block, plan, mean, rest, invstd, sums, dweight, dbias):
     channels = mean.size
     partial = np.empty((plan[0], 2, channels))
     items = plan[0] * ((channels + block - 1) // block)
-    check(_reduce_items(team, items, x, dy, block, plan, mean, partial))
+    _reduce_items(team, items, x, dy, block, plan, mean, partial)
     sums_range(0, channels, plan, partial, rest, invstd, sums, dweight, dbias)
 
 
@@ -165,7 +161,7 @@ def _input(team, x, dy, block, plan, weight, mean, rest, invstd, sums, count, dx
     _, coefs = room(dx, 0, 0, 0, 4)
     input_coefficients_range(0, mean.size, count, mean, rest, invstd, sums, weight, coefs)
     items = plan[0] * ((x.shape[1] + block - 1) // block)
-    check(_input_items(team, items, x, dy, block, plan, coefs, dx, streaming))
+    _input_items(team, items, x, dy, block, plan, coefs, dx, streaming)
 
 
 @parallel_for

@@ -9,14 +9,15 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import call_within, compiled_for_c, inlined
+from .jit import call_within, compiled_for_c
 from .simd import I32, I64
 
-__all__ = ["check", "parallel_for", "team"]
+__all__ = ["parallel_for", "team"]
 
 _TASK = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
 _TEAM = ir.FunctionType(I64, [I64, I64, I64])
 _FLAG = ir.IntType(8)
+_NO_MEMORY = "no memory for the workspace of a kernel"
 
 
 @intrinsic
@@ -62,8 +63,8 @@ def parallel_for(function):
     """Return what calls ``function(begin, end, *arguments)`` for all items of a step.
 
     Its arguments are the team, the number of items, and those of the function. The team is the
-    address of the function of that name, whose threads do a part of the items each, or 0. It
-    returns whether all went well: an exception ends the part that it comes from.
+    address of the function of that name, whose threads do a part of the items each, or 0. An
+    exception ends the part that it comes from, and is raised as the one that a kernel can meet.
     """
 
     @intrinsic
@@ -86,11 +87,13 @@ def parallel_for(function):
                 with parallel:
                     at = builder.inttoptr(team, _TEAM.as_pointer())
                     builder.call(at, [builder.ptrtoint(task, I64), address, items])
-            failed = builder.load(_field(builder, place, 0))
-            return builder.icmp_unsigned("==", failed, _FLAG(0))
+            failed = cgutils.as_bool_bit(builder, builder.load(_field(builder, place, 0)))
+            with cgutils.if_unlikely(builder, failed):
+                context.call_conv.return_user_exc(builder, MemoryError, (_NO_MEMORY,))
+            return context.get_dummy_value()
 
         rest = types.StarArgTuple.from_types(arguments)
-        return types.boolean(types.int64, types.int64, rest), codegen
+        return types.void(types.int64, types.int64, rest), codegen
 
     return loop
 
@@ -114,11 +117,3 @@ def _emit_task(context, builder, shared, function, kinds):
         builder.store(_FLAG(1), _field(builder, place, 0))
     builder.ret_void()
     return task
-
-
-@inlined
-def check(done):
-    """Raise where `parallel_for` did not go well, for the one reason that there can be."""
-    if not done:
-        msg = "no memory for the workspace of a kernel"
-        raise MemoryError(msg)
