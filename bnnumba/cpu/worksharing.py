@@ -64,7 +64,8 @@ def parallel_for(function):
 
     Its arguments are the team, the number of items, and those of the function. The team is the
     address of the function of that name, whose threads do a part of the items each, or 0. An
-    exception ends the part that it comes from, and is raised as the one that a kernel can meet.
+    exception ends the part that it comes from and is raised as MemoryError, for there is nothing
+    else that can go wrong in a kernel.
     """
 
     @intrinsic
