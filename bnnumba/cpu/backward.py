@@ -200,8 +200,8 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
         for at in range(0, 2 * width, 8):
             fold(work, at, 2 * width + at)
     rest = (n1 - n0 - rows * together) * columns
-    after = (n0 + rows * together, column)
-    row, grad = row_at(x, after), row_at(dy, after)
+    begins = (n0 + rows * together, column)
+    row, grad = row_at(x, begins), row_at(dy, begins)
     accumulate_gradient_part(row, grad, 0, 0, 1, 0, rest, width, work)
     sum_columns(work, width, columns, s, together)
     for c in range(begin, end, 8):

@@ -155,7 +155,7 @@ def by_rank(ncs, rc):
     """Return one function of a view x and more: `ncs` for x[n, c, s], `rc` for x[r, c].
 
     It stays by itself in machine code: with two such functions merged, too little of what their
-    loops need would stay in registers (training of rows of 49 and 196: 2 to 4 % longer).
+    loops need would stay in registers (rows of 49 and 196: 0 to 3 % longer).
     """
     return _part(lambda x, *arguments: ncs if x.ndim == 3 else rc, merged=False)
 
