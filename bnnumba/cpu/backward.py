@@ -57,26 +57,33 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
     a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
     a1 = q1 = splat_f64(0.0)
     i = s0
-    while i < s1:
+    while i + BLOCK <= s1:
         prefetch_run(row, row_ahead, i, turn)
         prefetch_run(grad, grad_ahead, i, turn)
-        stop = min(s1, i + BLOCK)
-        while i + 16 <= stop:
+        for _ in range(2):
             g0, g1 = load_f64(grad, i), load_f64(grad, i + 8)
             a0, a1 = a0 + g0, a1 + g1
             q0 = fma(g0, load_f64(row, i) - k, q0)
             q1 = fma(g1, load_f64(row, i + 8) - k, q1)
             i += 16
-        if i + 8 <= stop:
-            g0 = load_f64(grad, i)
-            a0, q0 = a0 + g0, fma(g0, load_f64(row, i) - k, q0)
-            i += 8
-        if i < stop:
-            live = stop - i
-            g1 = load_f64_part(grad, i, live)
-            d1 = blend(load_f64_part(row, i, live) - k, splat_f64(0.0), live)
-            a1, q1 = a1 + g1, fma(g1, d1, q1)
-            i = stop
+    if i < s1:
+        prefetch_run(row, row_ahead, i, turn)
+        prefetch_run(grad, grad_ahead, i, turn)
+    if i + 16 <= s1:
+        g0, g1 = load_f64(grad, i), load_f64(grad, i + 8)
+        a0, a1 = a0 + g0, a1 + g1
+        q0 = fma(g0, load_f64(row, i) - k, q0)
+        q1 = fma(g1, load_f64(row, i + 8) - k, q1)
+        i += 16
+    if i + 8 <= s1:
+        g0 = load_f64(grad, i)
+        a0, q0 = a0 + g0, fma(g0, load_f64(row, i) - k, q0)
+        i += 8
+    if i < s1:
+        live = s1 - i
+        g1 = load_f64_part(grad, i, live)
+        d1 = blend(load_f64_part(row, i, live) - k, splat_f64(0.0), live)
+        a1, q1 = a1 + g1, fma(g1, d1, q1)
     store(sums, at, a0 + a1)
     store(sums, at + 8, q0 + q1)
 
