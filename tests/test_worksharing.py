@@ -48,7 +48,14 @@ def test_each_item_is_done_once(threads, items):
     done, parts = np.zeros(items, int), np.zeros(items + 1, int)
     count_all(team() if threads else 0, done, parts)
     np.testing.assert_array_equal(done, 1)
-    assert parts.sum() == (min(threads, items) if threads else 1)
+    assert threads or parts[0] == parts.sum() == 1
+
+
+@pytest.mark.parametrize("threads", [1], indirect=True)
+def test_a_share_is_done_in_halves_of_what_is_left(threads):
+    done, parts = np.zeros(16, int), np.zeros(17, int)
+    count_all(team(), done, parts)
+    np.testing.assert_array_equal(np.flatnonzero(parts), [0, 8, 12, 14, 15])
 
 
 def test_a_part_that_fails_raises_and_others_are_done(threads):

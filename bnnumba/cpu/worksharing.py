@@ -17,6 +17,8 @@ __all__ = ["parallel_for", "team"]
 _TASK = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
 _TEAM = ir.FunctionType(I64, [I64, I64, I64])
 _FLAG = ir.IntType(8)
+# The next item of a worker's share comes first in it; no other share is in its cache line.
+_SHARE = ir.ArrayType(I64, 16)
 _NO_MEMORY = "no memory for the workspace of a kernel"
 
 
@@ -48,11 +50,65 @@ def _threads(typingctx):
     return types.int64(), codegen
 
 
+@intrinsic
+def _shares(typingctx, workers):
+    """Return the address of a number for each worker, to be counted up by `_take`."""
+
+    def codegen(context, builder, sig, args):
+        return builder.ptrtoint(builder.alloca(_SHARE, args[0]), I64)
+
+    return types.int64(types.int64), codegen
+
+
+def _emit_share(builder, shares, worker):
+    at = builder.inttoptr(shares, _SHARE.as_pointer())
+    return builder.gep(at, [worker, I32(0)], inbounds=True)
+
+
+@intrinsic
+def _begin(typingctx, shares, worker, item):
+    """Have the share of a worker begin at an item."""
+
+    def codegen(context, builder, sig, args):
+        shares, worker, item = args
+        builder.store(item, _emit_share(builder, shares, worker))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), codegen
+
+
+@intrinsic
+def _take(typingctx, shares, worker, items):
+    """Take some items of the share of a worker, and return the first one."""
+
+    def codegen(context, builder, sig, args):
+        shares, worker, items = args
+        place = _emit_share(builder, shares, worker)
+        return builder.atomic_rmw("add", place, items, "monotonic")
+
+    return types.int64(*[types.int64] * 3), codegen
+
+
 def _team(task, arguments, items):
-    """Have threads do a task, each an even part of the items."""
+    """Have threads do a task, each an even share of the items, then what others have left.
+
+    A thread may be late: asleep until it was called, or on a CPU that does other work as well.
+    """
     workers = min(items, _threads())
+    shares = _shares(workers)
+    for worker in range(workers):
+        _begin(shares, worker, worker * items // workers)
     for worker in prange(workers):
-        _do_part(task, arguments, worker * items // workers, (worker + 1) * items // workers)
+        for turn in range(workers):
+            owner = (worker + turn) % workers
+            end = (owner + 1) * items // workers
+            left = end - _take(shares, owner, 0)
+            while left > 0:
+                part = (left + 1) // 2
+                begin = _take(shares, owner, part)
+                if begin < end:
+                    _do_part(task, arguments, begin, min(end, begin + part))
+                left = end - _take(shares, owner, 0)
     return 0
 
 
@@ -63,7 +119,7 @@ def parallel_for(function):
     """Return what calls ``function(begin, end, *arguments)`` for all items of a step.
 
     Its arguments are the team, the number of items, and those of the function. The team is the
-    address of the function of that name, whose threads do a part of the items each, or 0. An
+    address of the function of that name, whose threads do some of the items at a time, or 0. An
     exception ends the part that it comes from and is raised as MemoryError, for there is nothing
     else that can go wrong in a kernel.
     """

@@ -76,15 +76,40 @@ void bn_leave(int threads)
         __atomic_store_n(&region_taken, 0, __ATOMIC_RELEASE);
 }
 
+#ifdef _OPENMP
+/* The next item of a thread's share comes first in it; no other share is in its cache line. */
+typedef int64_t share[16];
+
+/* Do an even share of the items, and then what other threads have left of theirs. */
+static void work_in_team(kernel *run, job *j, int64_t items, int threads, share *shares,
+                         double *work)
+{
+    for (int turn = 0; turn < threads; turn++) {
+        int owner = (omp_get_thread_num() + turn) % threads;
+        int64_t end = (owner + 1) * items / threads;
+        int64_t *next = shares[owner];
+        int64_t left;
+        while ((left = end - __atomic_load_n(next, __ATOMIC_RELAXED)) > 0) {
+            int64_t part = (left + 1) / 2;
+            int64_t begin = __atomic_fetch_add(next, part, __ATOMIC_RELAXED);
+            if (begin < end)
+                run(begin, begin + part < end ? begin + part : end, j, work);
+        }
+    }
+}
+#endif
+
 void bn_run(kernel *run, job *j, int64_t items, int threads, double *work, int64_t stride)
 {
 #ifdef _OPENMP
     if (threads > 1 && items > 1) {
         if (threads > items)
             threads = (int)items;
-#pragma omp parallel for schedule(static) num_threads(threads)
-        for (int64_t item = 0; item < items; item++)
-            run(item, item + 1, j, work + omp_get_thread_num() * stride);
+        share shares[MOST_THREADS];
+        for (int k = 0; k < threads; k++)
+            shares[k][0] = k * items / threads;
+#pragma omp parallel num_threads(threads)
+        work_in_team(run, j, items, threads, shares, work + omp_get_thread_num() * stride);
         return;
     }
 #endif
