@@ -466,6 +466,23 @@ def test_sixteen_bit_values_are_read_exactly_and_rounded_once_to_nearest_even(ha
     np.testing.assert_array_equal(y.astype(np.float32), expected.astype(np.float32))
 
 
+@HALVES
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0xFFC00000])
+@pytest.mark.parametrize("axis", [1, -1], ids=["ncs", "rc"])
+def test_any_kind_of_nan_among_the_parameters_is_nan_in_sixteen_bits(half, bits, axis):
+    x, dy = normal((2, 3, 40), half), normal((2, 3, 40), half, seed=1)
+    x, dy = (np.moveaxis(a, 1, axis) for a in (x, dy))
+    weight = np.ones(3, np.float32)
+    weight.view(np.uint32)[1] = bits
+    y, saved = bn.batch_norm_training(x, weight, axis=axis)
+    dx = bn.batch_norm_backward(dy, saved).x
+    inferred = bn.batch_norm_inference(x, weight, np.ones(3), axis=axis)
+    for result in (y, dx, inferred):
+        is_nan = np.moveaxis(np.isnan(result.astype(np.float32)), axis, 0)
+        np.testing.assert_array_equal(is_nan, is_nan[:, :1, :1] & np.ones_like(is_nan))
+        np.testing.assert_array_equal(is_nan[:, 0, 0], [False, True, False])
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 3, 0), (0, 3, 4)])
 def test_an_empty_batch_may_be_written_to_an_empty_out(shape):
     x, out = np.zeros(shape, np.float32), np.zeros(shape, np.float32)

@@ -33,7 +33,7 @@ from .memory import (
 )
 from .normalize import columns_of_channel, store_live
 from .plan import slab_bounds
-from .simd import blend, bounded, fma, hsum, lanes, rounded, splat, splat_f64
+from .simd import blend, bounded, canonical, fma, hsum, lanes, rounded, splat, splat_f64
 from .sums import (
     RUN,
     SEGMENT,
@@ -60,7 +60,7 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
     while i + BLOCK <= s1:
         prefetch_run(row, row_ahead, i, turn)
         prefetch_run(grad, grad_ahead, i, turn)
-        for _ in range(2):
+        for _ in range(4):
             g0, g1 = load_f64(grad, i), load_f64(grad, i + 8)
             a0, a1 = a0 + g0, a1 + g1
             q0 = fma(g0, load_f64(row, i) - k, q0)
@@ -69,7 +69,7 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
     if i < s1:
         prefetch_run(row, row_ahead, i, turn)
         prefetch_run(grad, grad_ahead, i, turn)
-    if i + 16 <= s1:
+    while i + 16 <= s1:
         g0, g1 = load_f64(grad, i), load_f64(grad, i + 8)
         a0, a1 = a0 + g0, a1 + g1
         q0 = fma(g0, load_f64(row, i) - k, q0)
@@ -264,10 +264,10 @@ def input_coefficients(begin, end, count, mean, rest, invstd, sums, weight, coef
         left = mean[c] - center
         if rest.size:
             left += rest[c]
-        coefs[0, c * s] = center
-        coefs[1, c * s] = a
-        coefs[2, c * s] = b
-        coefs[3, c * s] = -a * (sums[0, c] * share) - b * left
+        coefs[0, c * s] = canonical(center)
+        coefs[1, c * s] = canonical(a)
+        coefs[2, c * s] = canonical(b)
+        coefs[3, c * s] = canonical(-a * (sums[0, c] * share) - b * left)
 
 
 @part

@@ -51,8 +51,6 @@ from .sums import (
 
 # Rows of a chunk whose mean is the pivot in the rc view: an eighth of them, up to these.
 PIVOT_ROWS = 16
-# Values that it is the mean of in the ncs view.
-PIVOT_VALUES = 64
 # Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
 # loaded, added up and stored once for both (rows of 49: 17 % less time, of 196 none).
 PAIRED_ROW = 128
@@ -126,8 +124,8 @@ def pivot_of(x, c, row0, row1, s0, s1):
     first = first_of(row_at(x, (row0, c)), s0)
     start = splat_f64(first)
     total = splat_f64(0.0)
-    width = min(s1 - s0, PIVOT_VALUES)
-    rows = min(row1 - row0, (PIVOT_VALUES + width - 1) // width)
+    width = min(s1 - s0, BLOCK)
+    rows = min(row1 - row0, (BLOCK + width - 1) // width)
     for r in range(row0, row0 + rows):
         row = row_at(x, (r, c))
         i = s0
@@ -154,18 +152,22 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
     i = s0
     while i + BLOCK <= s1:
         prefetch_run(row, ahead, i, turn)
-        d0 = load_f64(row, i) - k
-        d1 = load_f64(row, i + 8) - k
-        a0, a1 = a0 + d0, a1 + d1
-        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
-        d2 = load_f64(row, i + 16) - k
-        d3 = load_f64(row, i + 24) - k
-        a0, a1 = a0 + d2, a1 + d3
-        q2, q3 = fma(d2, d2, q2), fma(d3, d3, q3)
-        i += BLOCK
+        for _ in range(2):
+            d0, d1 = load_f64(row, i) - k, load_f64(row, i + 8) - k
+            a0, a1 = a0 + d0, a1 + d1
+            q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+            d2, d3 = load_f64(row, i + 16) - k, load_f64(row, i + 24) - k
+            a0, a1 = a0 + d2, a1 + d3
+            q2, q3 = fma(d2, d2, q2), fma(d3, d3, q3)
+            i += 32
     if i < s1:
         prefetch_run(row, ahead, i, turn)
-    while i + 8 <= s1:
+    while i + 16 <= s1:
+        d0, d1 = load_f64(row, i) - k, load_f64(row, i + 8) - k
+        a0, a1 = a0 + d0, a1 + d1
+        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+        i += 16
+    if i + 8 <= s1:
         d0 = load_f64(row, i) - k
         a0, q0 = a0 + d0, fma(d0, d0, q0)
         i += 8
@@ -187,7 +189,7 @@ def accumulate_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, s
     while i + BLOCK <= s1:
         prefetch_run(row, ahead, i, turn)
         prefetch_run(other, other_ahead, i, turn)
-        for _ in range(4):
+        for _ in range(8):
             d0, d1 = load_f64(row, i) - k, load_f64(other, i) - k
             a0, a1 = a0 + d0, a1 + d1
             q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)

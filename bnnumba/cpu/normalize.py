@@ -25,7 +25,7 @@ from .memory import (
     unaligned,
 )
 from .plan import slab_bounds
-from .simd import blend, bounded, fma, inverse_root, lanes, rounded, splat, splat_f64
+from .simd import blend, bounded, canonical, fma, inverse_root, lanes, rounded, splat, splat_f64
 
 # Columns of a row in the rc view above which rows are written two at a time: the coefficients of
 # more would not stay in L1 from row to row (8192 rows of 4096, AVX2: 8.7 ms against 10.4; four at a
@@ -74,9 +74,9 @@ def normalize_coefficients(begin, end, mean, rest, invstd, weight, bias, coefs):
         shift = -left * scale
         if bias.size:
             shift += bias[c]
-        coefs[0, c * s] = center
-        coefs[1, c * s] = scale
-        coefs[2, c * s] = shift
+        coefs[0, c * s] = canonical(center)
+        coefs[1, c * s] = canonical(scale)
+        coefs[2, c * s] = canonical(shift)
 
 
 @inlined

@@ -36,6 +36,7 @@ __all__ = [
     "Vector",
     "blend",
     "bounded",
+    "canonical",
     "emit_mask",
     "f32x16",
     "f64x8",
@@ -165,7 +166,8 @@ def _fence(builder, value):
     """Keep LLVM from seeing through a vector of float32.
 
     It would make one conversion from float16 to float64 of two, which AVX512-FP16 has but takes
-    longer for (moments of float16: 1.5 times as long).
+    longer for (moments of float16: 1.5 times as long). And it would make a conversion to 16 bits a
+    part of the store, where it forgets that this should go past the caches.
     """
     function = cgutils.get_or_insert_function(
         builder.module,
@@ -178,28 +180,26 @@ def _fence(builder, value):
 def narrowed(builder, array, value):
     """Convert a computed vector to stored elements, rounding to nearest even.
 
-    That a selection comes last keeps LLVM from making the conversion a part of the store, where it
-    forgets that it should go past the caches.
+    A bfloat16 is rounded as an integer. That must not carry a NaN over to another number, as it
+    cannot where the NaN came from a bfloat16 or was `canonical`.
     """
     count = value.type.count
     stored, wide = ir.VectorType(I16, count), ir.VectorType(I32, count)
-
-    def or_nan(bits, nan):
-        is_nan = builder.fcmp_unordered("uno", value, value)
-        return builder.select(is_nan, ir.Constant(stored, [nan] * count), bits)
 
     def every(constant):
         return ir.Constant(wide, [constant] * count)
 
     if array.dtype == types.int16:
-        half = builder.fptrunc(value, ir.VectorType(_HALF, count))
-        return or_nan(builder.bitcast(half, stored), 0x7E00)
-    if array.dtype == types.uint16:
+        bits = builder.bitcast(builder.fptrunc(value, ir.VectorType(_HALF, count)), stored)
+    elif array.dtype == types.uint16:
         bits = builder.bitcast(value, wide)
         odd = builder.and_(builder.lshr(bits, every(16)), every(1))
-        rounded = builder.lshr(builder.add(bits, builder.add(odd, every(0x7FFF))), every(16))
-        return or_nan(builder.trunc(rounded, stored), 0x7FC0)  # rounding could make NaN infinity
-    return value
+        bits = builder.lshr(builder.add(bits, builder.add(odd, every(0x7FFF))), every(16))
+        bits = builder.trunc(bits, stored)
+    else:
+        return value
+    fenced = _fence(builder, builder.bitcast(bits, ir.VectorType(FLOAT, count // 2)))
+    return builder.bitcast(fenced, stored)
 
 
 @intrinsic
@@ -280,6 +280,19 @@ def bounded(typingctx, array, scalar):
         return builder.select(below, constant(-largest), value)
 
     return types.float64(array, types.float64), codegen
+
+
+@intrinsic
+def canonical(typingctx, scalar):
+    """Return a float64 scalar, or where it is NaN that of ``math.nan``; see `narrowed`."""
+
+    def codegen(context, builder, sig, args):
+        # As integers, as LLVM may take one NaN for another.
+        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
+        bits = builder.select(is_nan, I64(0x7FF8 << 48), builder.bitcast(args[0], I64))
+        return builder.bitcast(bits, DOUBLE)
+
+    return types.float64(types.float64), codegen
 
 
 @intrinsic
