@@ -12,6 +12,7 @@ Statistics do not depend on the order of the values of a channel, so that the ot
 taken in any order, as long as all arrays of a call are taken in the same one.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ class Layout(NamedTuple):
     def views(self, kind: Any, *arrays: np.ndarray) -> list[np.ndarray]:
         """Return the canonical views of arrays that this layout fits, seen as another dtype."""
         order, shape = self
+        if order is None and kind is None:  # the usual case
+            return [array.reshape(shape) for array in arrays]
         found = []
         for array in arrays:
             view = array.reshape(shape) if order is None else array.transpose(order).reshape(shape)
@@ -98,22 +101,21 @@ def candidates(
     return tuple(found)
 
 
-def shared_layout(axis: int, *arrays: np.ndarray, short: int = 0) -> Layout | None:
+def shared_layout(axis: int, arrays: Sequence[Any], short: int = 0) -> Layout | None:
     """Return a layout that all arrays, of one shape and dtype, have without a copy, or None.
 
     See `candidates` for `short`.
     """
-    strides = []
     for array in arrays:
         if not array.flags.aligned:
             return None
-        strides.append(array.strides)
-    return _shared(axis, short, array.shape, array.itemsize, *strides)
+    strides = tuple([array.strides for array in arrays])
+    return _shared(axis, short, array.shape, array.itemsize, strides)
 
 
 @lru_cache(maxsize=4096)
 def _shared(
-    axis: int, short: int, shape: tuple[int, ...], itemsize: int, *strides: tuple[int, ...]
+    axis: int, short: int, shape: tuple[int, ...], itemsize: int, strides: Sequence[tuple[int, ...]]
 ) -> Layout | None:
     found = candidates(shape, strides[0], itemsize, axis, short)
     for others in strides[1:]:

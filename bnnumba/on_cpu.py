@@ -81,7 +81,7 @@ def _views(
     of `out`, the array to copy to `out` afterwards.
     """
     kind = SEEN_AS[out.dtype]
-    layout = shared_layout(axis, *inputs, out, short=cpu.SHORT_ROW)
+    layout = shared_layout(axis, (*inputs, out), cpu.SHORT_ROW)
     if layout is not None:
         return layout.views(kind, *inputs, out), None
     first = inputs[0]
@@ -94,15 +94,11 @@ def _views(
     return layout.views(kind, *arrays, out if pending is None else pending), pending
 
 
-def _output(
-    library: Library, array: np.ndarray, out: Array | None, **others: Array | None
-) -> np.ndarray:
-    """Return where to write what is like `array`: a new array or `out`, apart from all others.
+def _output(library: Library, array: np.ndarray, out: Array, **others: Array | None) -> np.ndarray:
+    """Return `out`, which is like `array` and apart from all others.
 
     Those are the caller's own, which are checked by now: what is computed with may be copies.
     """
-    if out is None:
-        return np.empty_like(array)
     found = check_out(out, library, array)
     for name, other in others.items():
         if other is not None:
@@ -148,7 +144,7 @@ def training(
     if updates:
         mean, var = _running(library, channels, running_mean, running_var)
         _apart(library, mean, var, x=array, weight=weight, bias=bias)
-    y = _output(
+    y = np.empty_like(array) if out is None else _output(
         library, array, out, x=array, weight=weight, bias=bias, running_mean=running_mean,
         running_var=running_var,
     )  # fmt: skip
@@ -181,7 +177,9 @@ def inference(
         check_channels("var", var, library, channels),
     )
     scale, shift, _ = _parameters(library, channels, array.dtype, weight, bias)
-    y = _output(library, array, out, x=array, mean=mean, var=var, weight=weight, bias=bias)
+    y = np.empty_like(array) if out is None else _output(
+        library, array, out, x=array, mean=mean, var=var, weight=weight, bias=bias
+    )  # fmt: skip
     if array.size:
         (x_view, y_view), pending = _views(axis, y, array)
         cpu.infer(x_view, scale, shift, center, spread, eps, y_view)
@@ -227,7 +225,9 @@ def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
     """Do `batch_norm_backward`."""
     library, array, axis = saved._library, saved._array, saved._axis
     scale = saved._scale
-    dx = _output(library, array, out, grad_output=dy, x=array, weight=saved.weight)
+    dx = np.empty_like(array) if out is None else _output(
+        library, array, out, grad_output=dy, x=array, weight=saved.weight
+    )  # fmt: skip
     channels = array.shape[axis]
     dweight, dbias = np.zeros(channels, scale.dtype), np.zeros(channels, scale.dtype)
     if array.size:

@@ -136,7 +136,7 @@ def _views(call: Call, axis: int, out: Any, *inputs: Any) -> tuple[Any, list[Any
     """
     arrays = [array for array in (*inputs, out) if array is not None]
     first = inputs[0]
-    layout = shared_layout(axis, *arrays)
+    layout = shared_layout(axis, arrays)
     if layout is None:
         own = candidates(first.shape, first.strides, first.itemsize, axis)
         layout = own[0] if own else nearest(first, axis)
