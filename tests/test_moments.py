@@ -20,6 +20,7 @@ DATA = {
     "first_is_1e4": (np.float32, lambda shape: _first_is_1e4(shape)),
     "one_outlier_1e4": (np.float32, lambda shape: _one_outlier(shape, 1e4)),
     "one_outlier_1e9": (np.float32, lambda shape: _one_outlier(shape, 1e9)),
+    "first_around_0_then_1e6": (np.float32, lambda shape: _first_around_0(shape, 1e6)),
     "alternating_1e7": (np.float32, lambda shape: _alternating(shape, 1e7, np.float32)),
     "alternating_1e8": (np.float64, lambda shape: _alternating(shape, 1e8, np.float64)),
     "standard_float64": (np.float64, lambda shape: normal(shape, np.float64)),
@@ -31,6 +32,12 @@ DATA = {
 def _first_is_1e4(shape):
     x = normal(shape)
     x[:, :, 0] = 1e4
+    return x
+
+
+def _first_around_0(shape, value):
+    x = normal(shape, loc=value)
+    x[:16, :, :64] = normal(x[:16, :, :64].shape)
     return x
 
 

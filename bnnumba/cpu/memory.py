@@ -37,6 +37,7 @@ __all__ = [
     "load_f64_part",
     "load_lanes",
     "load_part",
+    "load_pivot",
     "prefetch",
     "prefetch_distance",
     "prefetch_run",
@@ -165,6 +166,18 @@ def load_f64(typingctx, array, index):
         return _emit_load(context, builder, sig.args[0], *args, f64x8)
 
     return f64x8(array, types.int64), codegen
+
+
+@intrinsic
+def load_pivot(typingctx, pivots, index):
+    """Return ``load_f64(pivots, index)``, or None where the pivots are None."""
+    if isinstance(pivots, types.NoneType):
+        return pivots(pivots, types.int64), lambda context, builder, sig, args: args[0]
+
+    def codegen(context, builder, sig, args):
+        return _emit_load(context, builder, sig.args[0], *args, f64x8)
+
+    return f64x8(pivots, types.int64), codegen
 
 
 @intrinsic

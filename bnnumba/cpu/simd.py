@@ -34,9 +34,11 @@ __all__ = [
     "I32",
     "I64",
     "Vector",
+    "all_zero",
     "blend",
     "bounded",
     "canonical",
+    "difference",
     "emit_mask",
     "f32x16",
     "f64x8",
@@ -54,6 +56,7 @@ __all__ = [
     "storage",
     "vector_of",
     "widened",
+    "zero_where_less",
 ]
 
 _HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -368,6 +371,43 @@ def middle(typingctx, a, b, c):
         return builder.select(less(at_most, low), low, at_most)
 
     return a(a, b, c), codegen
+
+
+@intrinsic
+def difference(typingctx, value, pivot):
+    """Return ``value - pivot``, or without an operation the value, where the pivot is None."""
+    if isinstance(pivot, types.NoneType):
+        return value(value, pivot), lambda context, builder, sig, args: args[0]
+
+    def codegen(context, builder, sig, args):
+        return builder.fsub(*args)
+
+    return value(value, pivot), codegen
+
+
+@intrinsic
+def zero_where_less(typingctx, value, a, b):
+    """Return each lane of a value, or 0 where a is not more than b."""
+
+    def codegen(context, builder, sig, args):
+        value, a, b = args
+        less = builder.fcmp_ordered("<=", a, b)
+        return builder.select(less, ir.Constant(value.type, None), value)
+
+    return value(value, a, b), codegen
+
+
+@intrinsic
+def all_zero(typingctx, value):
+    """Return whether all lanes are 0."""
+
+    def codegen(context, builder, sig, args):
+        kind = args[0].type
+        other = builder.fcmp_unordered("!=", args[0], ir.Constant(kind, None))
+        bits = ir.IntType(kind.count)
+        return builder.icmp_signed("==", builder.bitcast(other, bits), bits(0))
+
+    return types.boolean(value), codegen
 
 
 @intrinsic
