@@ -7,9 +7,9 @@ chunk's first few values, so that d is small whatever the data's offset:
 
 Rounding then grows with (mean - pivot)^2 / variance, which is at most n / (values in the pivot)
 whatever the data. Two sweeps over each chunk were exact as well but took a quarter more arithmetic.
-Where those first values are spread around 0, the pivot is 0, which is as near to the mean as theirs
-to within a factor, and nothing need be subtracted (training of 6 to 100 MB: 8 to 13 % less time).
-Chunks and slabs merge by Chan, Golub & LeVeque (1983).
+Where those first values have a mean no larger than their deviation, the pivot is 0 and nothing need
+be subtracted (training of 6 to 100 MB: 8 to 13 % less time); the worst cases are no worse for it, but
+three times so if the mean may be of two deviations. Chunks and slabs merge by Chan, Golub & LeVeque (1983).
 
 Two roundings would not average out, and are avoided. The pivot is rounded to the precision of the
 data: with all of float64's digits in it, each d would be rounded the same way. And means are kept
@@ -66,9 +66,6 @@ from .sums import (
 
 # Rows of a chunk whose mean is the pivot in the rc view: an eighth of them, up to these.
 PIVOT_ROWS = 16
-# The square of how many deviations from 0 a mean may be for 0 to be the pivot: data between 0 and 1
-# that are spread evenly are 1.7 from it.
-NEAR_ZERO = 4.0
 # Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
 # loaded, added up and stored once for both (rows of 49: 17 % less time, of 196 none).
 PAIRED_ROW = 128
@@ -158,7 +155,7 @@ def pivot_of(x, c, row0, row1, s0, s1):
     offset = hsum(total) / (rows * width)
     variance = hsum(square) / (rows * width) - offset * offset
     pivot = first + offset
-    return 0.0 if pivot * pivot <= NEAR_ZERO * variance else rounded(x, pivot)
+    return 0.0 if pivot * pivot <= variance else rounded(x, pivot)
 
 
 @inlined
@@ -173,7 +170,7 @@ def pivots_of_columns(x, row0, rows, column, live):
     offset = total / size
     variance = square / size - offset * offset
     pivot = first + offset
-    return zero_where_less(rounded(x, pivot), pivot * pivot, splat_f64(NEAR_ZERO) * variance)
+    return zero_where_less(rounded(x, pivot), pivot * pivot, variance)
 
 
 @part
