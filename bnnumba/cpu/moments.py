@@ -8,8 +8,9 @@ chunk's first few values, so that d is small whatever the data's offset:
 Rounding then grows with (mean - pivot)^2 / variance, which is at most n / (values in the pivot)
 whatever the data. Two sweeps over each chunk were exact as well but took a quarter more arithmetic.
 Where those first values have a mean no larger than their deviation, the pivot is 0 and nothing need
-be subtracted (training of 6 to 100 MB: 8 to 13 % less time); the worst cases are no worse for it, but
-three times so if the mean may be of two deviations. Chunks and slabs merge by Chan, Golub & LeVeque (1983).
+be subtracted (training of 6 to 100 MB: 8 to 13 % less time). The worst cases are no worse for it;
+they were three times so where a mean might be two deviations. Chunks and slabs merge by Chan, Golub
+& LeVeque (1983).
 
 Two roundings would not average out, and are avoided. The pivot is rounded to the precision of the
 data: with all of float64's digits in it, each d would be rounded the same way. And means are kept
