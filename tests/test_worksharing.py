@@ -1,5 +1,7 @@
 """Each item is done once, by however many threads, and a part that fails is told of."""
 
+import ctypes
+
 import numba
 import numpy as np
 import pytest
@@ -21,6 +23,29 @@ def fail_at(begin, end, item, done):
         if i == item:
             raise ValueError
         done[i] = 1
+
+
+sleep = ctypes.CDLL(None).usleep
+sleep.argtypes, sleep.restype = [ctypes.c_uint], ctypes.c_int
+
+
+@parallel_for
+def wait_at_first(begin, end, done):
+    if begin == 0:
+        others = done[done.size // 4 :]
+        for _ in range(20_000):
+            if others.sum() == others.size:
+                break
+            sleep(1000)
+        else:
+            raise ValueError
+    for item in range(begin, end):
+        done[item] += 1
+
+
+@njit
+def wait_once(address, done):
+    wait_at_first(address, done.size, done)
 
 
 @njit
@@ -56,6 +81,13 @@ def test_a_share_is_done_in_halves_of_what_is_left(threads):
     done, parts = np.zeros(16, int), np.zeros(17, int)
     count_all(team(), done, parts)
     np.testing.assert_array_equal(np.flatnonzero(parts), [0, 8, 12, 14, 15])
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_a_thread_that_is_done_takes_over_from_one_that_is_late(threads):
+    done = np.zeros(16, int)
+    wait_once(team(), done)  # raises if nobody else does the second half of the share
+    np.testing.assert_array_equal(done, 1)
 
 
 def test_a_part_that_fails_raises_and_others_are_done(threads):
