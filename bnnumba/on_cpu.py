@@ -99,6 +99,7 @@ def _output(library: Library, array: np.ndarray, out: Array, **others: Array | N
 
     Those are the caller's own, which are checked by now: what is computed with may be copies.
     """
+    # Not called for a new array: to gather the arguments shows in calls on small arrays.
     found = check_out(out, library, array)
     for name, other in others.items():
         if other is not None:

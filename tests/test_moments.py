@@ -93,6 +93,23 @@ def test_variance_is_right_to_1e_12_alone_and_fused_with_normalization(data, sha
         assert (np.abs(m.mean - expected.mean) <= 1e-15 * scale).all()
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [(np.float32, 2e-12), (np.float64, 5e-12)])
+@pytest.mark.parametrize("constant", [0.9, 1.1, -0.7, 1e3])
+def test_the_hardest_variance_is_of_a_channel_that_is_constant_after_a_few_values(
+    constant, dtype, limit
+):
+    x = np.full((500, 5, 32), constant, dtype)
+    first = x[:16, :, 0]
+    first[...] = normal(first.shape, dtype, loc=float(constant < 2))
+    variance = bn.moments(x).var()
+    for c in range(5):
+        values = [Fraction(float(value)) for value in (*first[:, c], dtype(constant))]
+        times = [1] * 16 + [500 * 32 - 16]
+        mean = sum(v * n for v, n in zip(values, times, strict=True)) / (500 * 32)
+        m2 = sum(n * (v - mean) ** 2 for v, n in zip(values, times, strict=True))
+        assert abs(Fraction(variance[c]) / (m2 / (500 * 32)) - 1) < Fraction(limit)
+
+
 # NIST StRD univariate summary statistics, from their definitions: name, values, certified mean
 # and standard deviation (ddof 1), digits that float64 input allows.
 # https://www.itl.nist.gov/div898/strd/univ/homepage.html
