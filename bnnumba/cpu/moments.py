@@ -247,6 +247,25 @@ def accumulate_short_rows(row, other, s0, s1, k, ahead, other_ahead, turn, sums,
     store(sums, at + 8, q0 + q1)
 
 
+@inlined
+def add_row(row, s0, s1, pivot, ahead, turn, sums, at):
+    """Do `accumulate_row` with a pivot that may be 0."""
+    if pivot == 0.0:
+        accumulate_row(row, s0, s1, None, ahead, turn, sums, at)
+    else:
+        accumulate_row(row, s0, s1, splat_f64(pivot), ahead, turn, sums, at)
+
+
+@inlined
+def add_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, sums, at):
+    """Do `accumulate_short_rows` with a pivot that may be 0."""
+    if pivot == 0.0:
+        accumulate_short_rows(row, other, s0, s1, None, ahead, other_ahead, turn, sums, at)
+    else:
+        k = splat_f64(pivot)
+        accumulate_short_rows(row, other, s0, s1, k, ahead, other_ahead, turn, sums, at)
+
+
 def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
     """Write the moments of one slab of x[n, c, s], the mean relative to `origin`."""
     n, _, s = x.shape
@@ -279,28 +298,17 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
                     turn = span - (c - begin) * s
                     row = row_at(x, (i, c))
                     if together == 2 and i + 1 < row1:
-                        other = row_at(x, (i + 1, c))
-                        if pivot == 0.0:
-                            accumulate_short_rows(
-                                row, other, column0, column1, None, ahead, other_ahead, turn, work,
-                                at,
-                            )  # fmt: skip
-                        else:
-                            accumulate_short_rows(
-                                row, other, column0, column1, splat_f64(pivot), ahead, other_ahead,
-                                turn, work, at,
-                            )  # fmt: skip
+                        add_short_rows(
+                            row, row_at(x, (i + 1, c)), column0, column1, pivot, ahead,
+                            other_ahead, turn, work, at,
+                        )  # fmt: skip
                         if folds:
                             fold(work, at, at + 16)
                             fold(work, at + 8, at + 24)
                     else:
                         for first in range(column0, column1, SEGMENT):
                             last = min(column1, first + SEGMENT)
-                            if pivot == 0.0:
-                                accumulate_row(row, first, last, None, ahead, turn, work, at)
-                            else:
-                                k = splat_f64(pivot)
-                                accumulate_row(row, first, last, k, ahead, turn, work, at)
+                            add_row(row, first, last, pivot, ahead, turn, work, at)
                             if folds:
                                 fold(work, at, at + 16)
                                 fold(work, at + 8, at + 24)
