@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from . import caches, parallel, threads
-from .memory import PREFETCHED
 from .normalize import WIDE
 from .parallel import constant_stats, merge_moments, update_running
 from .plan import even, plan_ncs, plan_rc, plan_writes
+from .prefetching import PREFETCHED
 from .sums import NARROW
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Everything that reads or writes memory in the CPU kernels.
 
-Elements are converted on their way to and from vectors (`bnnumba.cpu.simd`). Rows are
+Elements are converted on their way to and from vectors (`bnnumba.cpu.storage`). Rows are
 one-dimensional arrays whose elements stand side by side; an access needs no alignment but that of
 one element, except for `stream`.
 """
@@ -20,43 +20,12 @@ from .simd import (
     emit_mask,
     f64x8,
     lanes,
-    narrowed,
-    storage,
     vector_of,
-    widened,
 )
+from .storage import narrowed, storage, widened
 
-__all__ = [
-    "BLOCK",
-    "PREFETCHED",
-    "REPEATED",
-    "Row",
-    "fill",
-    "load",
-    "load_f64",
-    "load_f64_part",
-    "load_lanes",
-    "load_part",
-    "load_pivot",
-    "prefetch",
-    "prefetch_distance",
-    "prefetch_run",
-    "row_at",
-    "side_by_side",
-    "store",
-    "store_lanes",
-    "store_part",
-    "stream",
-    "unaligned",
-]
+LINE = 64  # bytes of a cache line, and of a vector
 
-_LINE = 64  # bytes of a cache line, and of a vector
-
-# Elements of a row that a sum takes at a time, with one branch and one prefetch.
-BLOCK = 64
-# Bytes between a prefetch and the use of what is read, measured: 2.8 ms for 100 MB against 3.5 at
-# 2 KiB and 5.8 with no prefetch, as the hardware's own prefetcher stops at each 4 KiB page.
-PREFETCHED = 8192
 # Columns that tables of coefficients have besides one per channel: a vector may be loaded from any.
 REPEATED = 16
 
@@ -85,21 +54,22 @@ def _data(context, builder, kind, array):
     return context.make_array(kind)(context, builder, array).data
 
 
-def _pointer(context, builder, array_type, array, index, element, count):
+def pointer(context, builder, array_type, array, index, element, count):
+    """Return where `count` elements of an LLVM type begin in an array or row."""
     at = builder.gep(_data(context, builder, array_type, array), [index])
     return builder.bitcast(at, ir.VectorType(element, count).as_pointer())
 
 
 def _emit_load(context, builder, array_type, array, index, vector):
     element, size = storage(array_type)
-    at = _pointer(context, builder, array_type, array, index, element, vector.count)
+    at = pointer(context, builder, array_type, array, index, element, vector.count)
     return widened(builder, array_type, builder.load(at, align=size), vector)
 
 
 def _emit_load_part(context, builder, array_type, array, index, live, vector):
     element, size = storage(array_type)
     stored = ir.VectorType(element, vector.count)
-    at = _pointer(context, builder, array_type, array, index, element, vector.count)
+    at = pointer(context, builder, array_type, array, index, element, vector.count)
     mask = emit_mask(builder, live, vector.count)
     suffix = {FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[element]
     function = cgutils.get_or_insert_function(
@@ -113,14 +83,14 @@ def _emit_load_part(context, builder, array_type, array, index, live, vector):
 
 def _emit_store(context, builder, array_type, array, index, value):
     element, size = storage(array_type)
-    at = _pointer(context, builder, array_type, array, index, element, value.type.count)
+    at = pointer(context, builder, array_type, array, index, element, value.type.count)
     builder.store(narrowed(builder, array_type, value), at, align=size)
 
 
 def _emit_store_part(context, builder, array_type, array, index, live, value):
     element, size = storage(array_type)
     count = value.type.count
-    at = _pointer(context, builder, array_type, array, index, element, count)
+    at = pointer(context, builder, array_type, array, index, element, count)
     stored = narrowed(builder, array_type, value)
     mask = emit_mask(builder, live, count)
     suffix = {FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[element]
@@ -231,7 +201,7 @@ def stream(typingctx, array, index, value):
         array, index, value = args
         element, size = storage(sig.args[0])
         count = value.type.count
-        at = _pointer(context, builder, sig.args[0], array, index, element, count)
+        at = pointer(context, builder, sig.args[0], array, index, element, count)
         stored = narrowed(builder, sig.args[0], value)
         written = builder.store(stored, at, align=size * count)
         one = ir.Constant(I32, 1)
@@ -248,66 +218,11 @@ def unaligned(typingctx, array, index):
     def codegen(context, builder, sig, args):
         array, index = args
         element, size = storage(sig.args[0])
-        at = _pointer(context, builder, sig.args[0], array, index, element, 1)
-        missing = builder.and_(builder.neg(builder.ptrtoint(at, I64)), I64(_LINE - 1))
+        at = pointer(context, builder, sig.args[0], array, index, element, 1)
+        missing = builder.and_(builder.neg(builder.ptrtoint(at, I64)), I64(LINE - 1))
         return builder.udiv(missing, I64(size))
 
     return types.int64(array, types.int64), codegen
-
-
-@intrinsic
-def prefetch_distance(typingctx, array):
-    """Return how many elements ahead of its use a prefetch pays."""
-
-    def codegen(context, builder, sig, args):
-        return I64(PREFETCHED // storage(sig.args[0])[1])
-
-    return types.int64(array), codegen
-
-
-def _emit_prefetch(context, builder, array_type, array, index):
-    element, _ = storage(array_type)
-    at = _pointer(context, builder, array_type, array, index, element, 1)
-    function = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(ir.VoidType(), [at.type, I32, I32, I32]),
-        "llvm.prefetch.p0",
-    )
-    # A read, into L1, of data: into L2, Zen 5 took a tenth longer for all steps but inference.
-    builder.call(function, [at, I32(0), I32(3), I32(1)])
-
-
-@intrinsic
-def prefetch(typingctx, array, index):
-    """Ask for the cache line of ``array[index]``; any index is harmless."""
-
-    def codegen(context, builder, sig, args):
-        _emit_prefetch(context, builder, sig.args[0], *args)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), codegen
-
-
-@intrinsic
-def prefetch_run(typingctx, row, ahead, i, turn):
-    """Ask for what is read some time after ``row[i:i + BLOCK]``; any place is harmless.
-
-    From position `turn` on that stands in `ahead`. It is chosen without a branch, as one more in
-    the loop of a sum made moments in the cache take up to a fifth longer.
-    """
-
-    def codegen(context, builder, sig, args):
-        row, ahead, i, turn = args
-        size = storage(sig.args[0])[1]
-        here = builder.icmp_signed("<", i, turn)
-        base = builder.select(here, row, ahead)
-        on = builder.select(here, builder.add(i, I64(PREFETCHED // size)), builder.sub(i, turn))
-        for offset in range(0, BLOCK, _LINE // size):
-            at = builder.add(on, I64(offset))
-            _emit_prefetch(context, builder, sig.args[0], base, at)
-        return context.get_dummy_value()
-
-    return types.void(row, row, types.int64, types.int64), codegen
 
 
 @inlined

@@ -15,7 +15,6 @@ from .memory import (
     load,
     load_lanes,
     load_part,
-    prefetch,
     row_at,
     side_by_side,
     store,
@@ -25,6 +24,7 @@ from .memory import (
     unaligned,
 )
 from .plan import slab_bounds
+from .prefetching import prefetch
 from .simd import blend, bounded, canonical, fma, inverse_root, lanes, rounded, splat, splat_f64
 
 # Columns of a row in the rc view above which rows are written two at a time: the coefficients of

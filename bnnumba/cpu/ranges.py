@@ -14,7 +14,6 @@ from .backward import (
     reduce_slab,
 )
 from .jit import inlined, part
-from .memory import prefetch_distance
 from .moments import collect_slab, merge_slabs
 from .normalize import (
     normalize_coefficients,
@@ -22,6 +21,7 @@ from .normalize import (
     repeat_coefficients,
     write_inverse_std,
 )
+from .prefetching import prefetch_distance
 
 
 @inlined

@@ -6,15 +6,8 @@ side are taken together, as one. Runs of additions are folded into a second leve
 """
 
 from .jit import inlined, part
-from .memory import (
-    load_f64,
-    load_lanes,
-    prefetch_distance,
-    row_at,
-    side_by_side,
-    store,
-    store_lanes,
-)
+from .memory import load_f64, load_lanes, row_at, side_by_side, store, store_lanes
+from .prefetching import prefetch_distance
 from .simd import hsum, or_zero, splat_f64
 
 # Additions to a sum before it is folded into that of the level above: adding up numbers that are

@@ -1,0 +1,196 @@
+"""Sums of d = x - pivot and of d^2 over rows and columns, and the pivots.
+
+The pivot is the mean of a chunk's first few values, so that d is small whatever the data's offset.
+Where those values have a mean no larger than their deviation, the pivot is 0 and nothing need be
+subtracted (training of 6 to 100 MB: 8 to 13 % less time). The worst cases are no worse for it; they
+were three times so where a mean might be two deviations.
+
+The pivot is rounded to the precision of the data: with all of float64's digits in it, each d would
+be rounded the same way, and such errors do not average out.
+"""
+
+from .jit import inlined, part
+from .memory import load_f64, load_f64_part, load_lanes, load_pivot, row_at, store
+from .prefetching import BLOCK, prefetch, prefetch_run
+from .simd import blend, difference, fma, hsum, rounded, splat_f64, zero_where_less
+
+
+@inlined
+def first_of(row, i):
+    """Return one element as float64."""
+    return hsum(load_f64_part(row, i, 1))
+
+
+@inlined
+def pivot_of(x, c, row0, row1, s0, s1):
+    """Return the mean of some first values of a chunk, of several rows where they are short, or 0.
+
+    They begin at ``x[row, c]``.
+    """
+    first = first_of(row_at(x, (row0, c)), s0)
+    start = splat_f64(first)
+    total = square = splat_f64(0.0)
+    width = min(s1 - s0, BLOCK)
+    rows = min(row1 - row0, (BLOCK + width - 1) // width)
+    for r in range(row0, row0 + rows):
+        row = row_at(x, (r, c))
+        i = s0
+        while i + 8 <= s0 + width:
+            d = load_f64(row, i) - start
+            total, square = total + d, fma(d, d, square)
+            i += 8
+        if i < s0 + width:
+            live = s0 + width - i
+            d = blend(load_f64_part(row, i, live) - start, splat_f64(0.0), live)
+            total, square = total + d, fma(d, d, square)
+    offset = hsum(total) / (rows * width)
+    variance = hsum(square) / (rows * width) - offset * offset
+    pivot = first + offset
+    return 0.0 if pivot * pivot <= variance else rounded(x, pivot)
+
+
+@inlined
+def pivots_of_columns(x, row0, rows, column, live):
+    """Return the means of some first values of up to 8 columns of x[r, q], or 0 for a column."""
+    first = load_lanes(row_at(x, (row0,)), column, live)
+    total = square = splat_f64(0.0)
+    for i in range(row0 + 1, row0 + rows):
+        d = load_lanes(row_at(x, (i,)), column, live) - first
+        total, square = total + d, fma(d, d, square)
+    size = splat_f64(float(rows))
+    offset = total / size
+    variance = square / size - offset * offset
+    pivot = first + offset
+    return zero_where_less(rounded(x, pivot), pivot * pivot, variance)
+
+
+@part
+def accumulate_row(row, s0, s1, k, ahead, turn, sums, at):
+    """Add sum(d) and sum(d^2) of ``row[s0:s1]`` to the lanes ``sums[at:at + 16]``.
+
+    d is relative to `k`, lanes of the pivot, or None where that is 0. `ahead` is the row that comes
+    after this one's neighbours: see `prefetch_run`.
+    """
+    # Sums of squares wait for longer, so that there are four of them; with four sums as well the
+    # registers of AVX2 would not do (in the cache twice as long).
+    a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
+    a1 = q1 = q2 = q3 = splat_f64(0.0)
+    i = s0
+    while i + BLOCK <= s1:
+        prefetch_run(row, ahead, i, turn)
+        for _ in range(2):
+            d0, d1 = difference(load_f64(row, i), k), difference(load_f64(row, i + 8), k)
+            a0, a1 = a0 + d0, a1 + d1
+            q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+            d2, d3 = difference(load_f64(row, i + 16), k), difference(load_f64(row, i + 24), k)
+            a0, a1 = a0 + d2, a1 + d3
+            q2, q3 = fma(d2, d2, q2), fma(d3, d3, q3)
+            i += 32
+    if i < s1:
+        prefetch_run(row, ahead, i, turn)
+    while i + 16 <= s1:
+        d0, d1 = difference(load_f64(row, i), k), difference(load_f64(row, i + 8), k)
+        a0, a1 = a0 + d0, a1 + d1
+        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+        i += 16
+    if i + 8 <= s1:
+        d0 = difference(load_f64(row, i), k)
+        a0, q0 = a0 + d0, fma(d0, d0, q0)
+        i += 8
+    if i < s1:
+        live = s1 - i
+        d1 = blend(difference(load_f64_part(row, i, live), k), splat_f64(0.0), live)
+        a1, q1 = a1 + d1, fma(d1, d1, q1)
+    store(sums, at, a0 + a1)
+    store(sums, at + 8, (q0 + q1) + (q2 + q3))
+
+
+@part
+def accumulate_short_rows(row, other, s0, s1, k, ahead, other_ahead, turn, sums, at):
+    """Do `accumulate_row` for the rows of one channel in two images."""
+    a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
+    a1 = q1 = splat_f64(0.0)
+    i = s0
+    while i + BLOCK <= s1:
+        prefetch_run(row, ahead, i, turn)
+        prefetch_run(other, other_ahead, i, turn)
+        for _ in range(8):
+            d0, d1 = difference(load_f64(row, i), k), difference(load_f64(other, i), k)
+            a0, a1 = a0 + d0, a1 + d1
+            q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+            i += 8
+    if i < s1:
+        prefetch_run(row, ahead, i, turn)
+        prefetch_run(other, other_ahead, i, turn)
+    while i + 8 <= s1:
+        d0, d1 = difference(load_f64(row, i), k), difference(load_f64(other, i), k)
+        a0, a1 = a0 + d0, a1 + d1
+        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+        i += 8
+    if i < s1:
+        live = s1 - i
+        d0 = blend(difference(load_f64_part(row, i, live), k), splat_f64(0.0), live)
+        d1 = blend(difference(load_f64_part(other, i, live), k), splat_f64(0.0), live)
+        a0, a1 = a0 + d0, a1 + d1
+        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+    store(sums, at, a0 + a1)
+    store(sums, at + 8, q0 + q1)
+
+
+@inlined
+def add_row(row, s0, s1, pivot, ahead, turn, sums, at):
+    """Do `accumulate_row` with a pivot that may be 0."""
+    if pivot == 0.0:
+        accumulate_row(row, s0, s1, None, ahead, turn, sums, at)
+    else:
+        accumulate_row(row, s0, s1, splat_f64(pivot), ahead, turn, sums, at)
+
+
+@inlined
+def add_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, sums, at):
+    """Do `accumulate_short_rows` with a pivot that may be 0."""
+    if pivot == 0.0:
+        accumulate_short_rows(row, other, s0, s1, None, ahead, other_ahead, turn, sums, at)
+    else:
+        k = splat_f64(pivot)
+        accumulate_short_rows(row, other, s0, s1, k, ahead, other_ahead, turn, sums, at)
+
+
+@part
+def accumulate_columns(row, stride, rows, at, ahead, line, width, work, pivots):
+    """Add sum(d) and sum(d^2) of the 16 columns from `at` on to their lanes of `work`.
+
+    They are those of some rows, the first one and others `stride` elements after the one before. A
+    line from `ahead` is fetched for each. The pivots stand in `work`; `pivots` is that, or None
+    where all are 0.
+    """
+    q = at
+    k0, k1 = load_pivot(pivots, 4 * width + at), load_pivot(pivots, 4 * width + at + 8)
+    a0, a1 = load_f64(work, at), load_f64(work, at + 8)
+    q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
+    for _ in range(rows):
+        prefetch(ahead, line)
+        line += 16
+        d0, d1 = difference(load_f64(row, q), k0), difference(load_f64(row, q + 8), k1)
+        a0, a1 = a0 + d0, a1 + d1
+        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+        q += stride
+    store(work, at, a0)
+    store(work, at + 8, a1)
+    store(work, width + at, q0)
+    store(work, width + at + 8, q1)
+
+
+@part
+def accumulate_part(row, stride, rows, at, end, width, work):
+    """Do `accumulate_columns` for the columns from `at` on, before `end`."""
+    while at < end:
+        live = end - at
+        k0 = load_lanes(work, 4 * width + at, live)
+        a0, q0 = load_f64(work, at), load_f64(work, width + at)
+        for i in range(rows):
+            d0 = load_lanes(row, i * stride + at, live) - k0
+            a0, q0 = a0 + d0, fma(d0, d0, q0)
+        store(work, at, a0)
+        store(work, width + at, q0)
+        at += 8
