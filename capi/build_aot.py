@@ -31,16 +31,16 @@ LOWERED = {"x86_64": "x86-64-v3", "aarch64": "generic"}
 
 def write_header(path: Path, levels: list[str]) -> None:
     """Write what C must know about the kernels, from where Python knows it."""
-    from bnnumba import __version__, cpu
+    from bnnumba import __version__
     from bnnumba._capi import entries
-    from bnnumba.cpu import caches
+    from bnnumba.cpu import caches, choices
 
     fields = "\n".join(
         f"    {'double' if name in entries.FLOATS else 'int64_t'} {name};"
         for name in entries.FIELDS
     )
     constants = {
-        "PARALLEL_SIZE": cpu.PARALLEL_SIZE,
+        "PARALLEL_SIZE": choices.PARALLEL_SIZE,
         "USUAL_L2": caches.USUAL_L2,
         "USUAL_SHARE": caches.USUAL_SHARE,
         "ZEN_4_BLOCK": caches.ZEN_4_BLOCK,

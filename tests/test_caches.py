@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from bnnumba import cpu
-from bnnumba.cpu import caches
+from bnnumba.cpu import caches, choices
 
 
 @pytest.mark.parametrize(("said", "size"), [("512K\n", 512 * 1024), ("", 7), (None, 7)])
@@ -36,17 +35,17 @@ def test_what_a_cpu_bears(cpu_name, expected, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "inputs", "megabytes", "kept"),
     [
-        (cpu.WRITES, 1, 16, True),
-        (cpu.WRITES, 1, 17, False),
-        (cpu.WRITES, 2, 16, False),
-        (cpu.FUSED, 1, 10, True),
-        (cpu.FUSED, 1, 12, False),
-        (cpu.FUSED, 2, 10, False),
+        (choices.WRITES, 1, 16, True),
+        (choices.WRITES, 1, 17, False),
+        (choices.WRITES, 2, 16, False),
+        (choices.FUSED, 1, 10, True),
+        (choices.FUSED, 1, 12, False),
+        (choices.FUSED, 2, 10, False),
     ],
 )
 def test_an_output_stays_in_the_cache_if_all_fits(kind, inputs, megabytes, kept):
     out = np.empty(megabytes << 18, np.float32)
-    assert cpu._streaming(out, kind, inputs, 32 << 20) is not kept
+    assert choices.streams(out, kind, inputs, 32 << 20) is not kept
 
 
 @pytest.mark.parametrize(
@@ -60,8 +59,8 @@ def test_an_output_stays_in_the_cache_if_all_fits(kind, inputs, megabytes, kept)
 )
 def test_a_block_has_long_runs_if_it_may_spill(shape, block):
     n, c, h, w = shape
-    x = cpu._Extents((n, c, h * w), 3, n * c * h * w, 4)
-    assert cpu._fused_block(x, c, 1, 1, 512 << 10, 4 << 20, 2 << 20) == block
+    x = choices.Extents((n, c, h * w), 3, n * c * h * w, 4)
+    assert choices.fused_block(x, c, 1, 1, 512 << 10, 4 << 20, 2 << 20) == block
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_a_block_has_long_runs_if_it_may_spill(shape, block):
     ],
 )
 def test_rows_of_many_channels_may_be_fused(rows, channels, s, inputs, fused):
-    x = cpu._Extents((rows, channels * s), 2, rows * channels * s, 4)
-    block = cpu._fused_block(x, channels, inputs, 2, 512 << 10, 4 << 20, 32 << 20)
+    x = choices.Extents((rows, channels * s), 2, rows * channels * s, 4)
+    block = choices.fused_block(x, channels, inputs, 2, 512 << 10, 4 << 20, 32 << 20)
     assert (block > 0) is fused
-    assert block * s <= cpu.BLOCK_RC
+    assert block * s <= choices.BLOCK_RC

@@ -7,7 +7,7 @@ import workload
 from support import THREADING_LAYERS, normal, run_python, run_with_layer, same_bits
 
 from bnnumba import cpu
-from bnnumba.cpu import caches
+from bnnumba.cpu import caches, choices
 
 DIGEST = "import workload; print(workload.digest())"
 
@@ -58,10 +58,10 @@ def test_bits_do_not_depend_on_the_caches(
     found = caches.Caches(block_bytes, spill_bytes, shared=1 << 62, ahead=ahead)
     monkeypatch.setattr(caches, "found", lambda: found)
     try:
-        cpu._choose.cache_clear()
+        choices.choose.cache_clear()
         got = workload.compute(*arguments, axis)
     finally:
-        cpu._choose.cache_clear()
+        choices.choose.cache_clear()
     for a, b in zip(got, expected, strict=True):
         assert same_bits(a, b)
 
@@ -118,7 +118,7 @@ def test_bits_of_wide_rows_are_those_of_narrow_ones(rows, channels, streaming, d
     monkeypatch.setattr(caches, "found", lambda: found)
     x, dy, *parameters = workload.inputs((rows, channels), 1, dtype)
     try:
-        cpu._choose.cache_clear()
+        choices.choose.cache_clear()
         whole = workload.compute(x, dy, *parameters, 1)
         for begin in range(0, channels, 1000):
             some = slice(begin, begin + 1000)
@@ -128,7 +128,7 @@ def test_bits_of_wide_rows_are_those_of_narrow_ones(rows, channels, streaming, d
             for a, b in zip(got, whole, strict=True):
                 assert same_bits(a, b[..., some])
     finally:
-        cpu._choose.cache_clear()
+        choices.choose.cache_clear()
 
 
 @pytest.mark.parametrize("channels", [300, 150, 20])
@@ -136,12 +136,12 @@ def test_sums_do_not_depend_on_how_many_channels_are_taken_at_a_time(channels, m
     x, dy = (normal((30_000, 300), np.float64, seed=seed) for seed in (1, 2))
     found = []
     for block in (channels, channels // 3, channels // 19):
-        monkeypatch.setattr(cpu, "_split_block", lambda *arguments, block=block: block)
-        cpu._choose.cache_clear()
+        monkeypatch.setattr(choices, "split_block", lambda *arguments, block=block: block)
+        choices.choose.cache_clear()
         stats, sums = np.empty((4, channels)), np.empty((2, channels))
         cpu.collect_moments(x, 1e-5, stats)
         cpu.backward_reduce(x, dy, stats[0], stats[3], stats[2], sums, *np.empty((2, channels)))
         found.append(np.concatenate([stats, sums]))
-    cpu._choose.cache_clear()
+    choices.choose.cache_clear()
     for sums in found[1:]:
         assert same_bits(sums, found[0])

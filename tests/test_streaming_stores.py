@@ -8,8 +8,7 @@ import pytest
 from support import normal, parameters, same_bits
 
 import bnnumba as bn
-from bnnumba import cpu
-from bnnumba.cpu import caches, memory, parallel, simd
+from bnnumba.cpu import caches, choices, memory, parallel, simd
 
 SHAPES = [
     (2, 3, 200),  # rows of several vectors, all of them aligned alike, or
@@ -52,11 +51,11 @@ def streaming(monkeypatch):
     def switch(on, ahead=False):
         found = caches.Caches(1 << 19, 1 << 19, 0 if on else 1 << 62, ahead)
         monkeypatch.setattr(caches, "found", lambda: found)
-        cpu._choose.cache_clear()
+        choices.choose.cache_clear()
 
     yield switch
     monkeypatch.undo()
-    cpu._choose.cache_clear()
+    choices.choose.cache_clear()
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["cached", "streamed"])
@@ -68,7 +67,7 @@ def test_outputs_are_the_same_wherever_they_begin(
     shape, gap, threads, streamed, dtype, streaming, monkeypatch
 ):
     if threads:
-        monkeypatch.setattr(cpu, "PARALLEL_SIZE", 0)
+        monkeypatch.setattr(choices, "PARALLEL_SIZE", 0)
     x, dy = normal(shape, dtype), normal(shape, dtype, seed=1)
     weight, bias = parameters(shape[1])
     streaming(False, ahead=threads)

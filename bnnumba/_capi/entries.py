@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from .. import cpu
-from ..cpu import parallel, plan, ranges, sums
+from ..cpu import choices, parallel, plan, ranges, sums
 from ..cpu.jit import _OPTIONS
 from ..cpu.memory import REPEATED
 
@@ -29,7 +29,7 @@ FIELDS = (
     *("n", "c", "s", "columns"),  # a view x[r, q] has n = r and c * s columns, the other c
     *("x_n", "x_c", "dy_n", "dy_c", "y_n", "y_c"),
     *("inputs", "block_bytes", "spill_bytes", "shared_bytes", "fetches_ahead"),
-    # written by `choose`: the work items, the float64 numbers that one of them works with, the plan
+    # written by `choose`: the plan, the work items, the float64 numbers that one of them works with
     *("block", "ahead", "streaming", "items", "scratch"),
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),
     # addresses of (slabs, PARTIAL_ROWS, c), (4, columns + REPEATED) of the arithmetic's precision,
@@ -118,9 +118,9 @@ def _inlined(function):
 @_inlined
 def _plan_of(job):
     # A step that the compiler knows not to be 0 leaves no path that raises an exception.
-    return (
-        job.slabs, job.across, job.slab_rows, job.slab_columns,
-        max(1, job.chunk_rows), max(1, job.chunk_columns),
+    return plan.Plan(
+        job.slabs, job.across, job.slab_rows, job.slab_columns, max(1, job.chunk_rows),
+        max(1, job.chunk_columns), job.block, job.ahead, job.streaming,
     )  # fmt: skip
 
 
@@ -166,12 +166,12 @@ def _data_entries(kind, size, precision, rank):
         return _dense(types.float64, _address(work), (job.scratch,))
 
     def choose(begin, end, pointer, work):
-        # `begin` is the kind of step (`bnnumba.cpu`), `end` the number of threads.
+        # `begin` is the kind of step (`bnnumba.cpu.choices`), `end` the number of threads.
         job = _job_at(pointer)
         x = data(job, job.x, job.x_n, job.x_c)
-        channels = job.columns if begin == cpu.WRITES else job.c
-        _write_plan(job, _plan(x, channels, begin, end))
-        if begin == cpu.FUSED:
+        channels = job.columns if begin == choices.WRITES else job.c
+        _write_cut(job, _cut(x, channels, begin, end))
+        if begin == choices.FUSED:
             job.block = _fused_block(
                 x, channels, job.inputs, end, job.block_bytes, job.spill_bytes, job.shared_bytes
             )
@@ -179,49 +179,49 @@ def _data_entries(kind, size, precision, rank):
         else:
             job.block = _split_block(x, channels, begin, job.slabs, end)
             job.items = job.slabs * _ceil_div(channels, job.block)
-        job.scratch = 0 if begin == cpu.WRITES else sums.workspace(x, job.block, channels)
+        job.scratch = 0 if begin == choices.WRITES else sums.workspace(x, job.block, channels)
         job.ahead = job.block if job.fetches_ahead else 0
-        job.streaming = _streaming(x, begin, job.inputs, job.shared_bytes)
+        job.streaming = _streams(x, begin, job.inputs, job.shared_bytes)
 
     def forward(begin, end, pointer, work):
         job = _job_at(pointer)
         ranges.forward_range(
-            begin, end, data(job, job.x, job.x_n, job.x_c), job.block, job.ahead, _plan_of(job),
+            begin, end, data(job, job.x, job.x_n, job.x_c), _plan_of(job),
             _optional(job, job.weight), _optional(job, job.bias), job.eps,
             scratch(job, work), _partial(job), coefficients(job, 3), _rows(job, job.stats, 4),
-            data(job, job.y, job.y_n, job.y_c), job.streaming != 0,
+            data(job, job.y, job.y_n, job.y_c),
         )  # fmt: skip
 
     def collect(begin, end, pointer, work):
         job = _job_at(pointer)
         ranges.collect_range(
-            begin, end, data(job, job.x, job.x_n, job.x_c), job.block, _plan_of(job),
+            begin, end, data(job, job.x, job.x_n, job.x_c), _plan_of(job),
             scratch(job, work), _partial(job),
         )  # fmt: skip
 
     def normalize(begin, end, pointer, work):
         job = _job_at(pointer)
         ranges.normalize_range(
-            begin, end, data(job, job.x, job.x_n, job.x_c), job.block, _plan_of(job),
-            coefficients(job, 3), data(job, job.y, job.y_n, job.y_c), job.streaming != 0,
+            begin, end, data(job, job.x, job.x_n, job.x_c), _plan_of(job),
+            coefficients(job, 3), data(job, job.y, job.y_n, job.y_c),
         )  # fmt: skip
 
     def backward(begin, end, pointer, work):
         job = _job_at(pointer)
         ranges.backward_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), data(job, job.dy, job.dy_n, job.dy_c),
-            job.block, job.ahead, _plan_of(job), _optional(job, job.weight),
+            _plan_of(job), _optional(job, job.weight),
             _rows(job, job.stats, 3), _optional(job, job.rest), scratch(job, work), _partial(job),
             _rows(job, job.sums, 2),
             coefficients(job, 4), data(job, job.y, job.y_n, job.y_c), _row(job, job.dweight),
-            _row(job, job.dbias), job.streaming != 0,
+            _row(job, job.dbias),
         )  # fmt: skip
 
     def reduce(begin, end, pointer, work):
         job = _job_at(pointer)
         ranges.reduce_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), data(job, job.dy, job.dy_n, job.dy_c),
-            job.block, _plan_of(job), _row(job, job.mean),
+            _plan_of(job), _row(job, job.mean),
             scratch(job, work), _partial(job),
         )  # fmt: skip
 
@@ -229,8 +229,7 @@ def _data_entries(kind, size, precision, rank):
         job = _job_at(pointer)
         ranges.input_range(
             begin, end, data(job, job.x, job.x_n, job.x_c), data(job, job.dy, job.dy_n, job.dy_c),
-            job.block, _plan_of(job), coefficients(job, 4), data(job, job.y, job.y_n, job.y_c),
-            job.streaming != 0,
+            _plan_of(job), coefficients(job, 4), data(job, job.y, job.y_n, job.y_c),
         )  # fmt: skip
 
     return choose, forward, collect, normalize, backward, reduce, input
@@ -268,24 +267,24 @@ def _compiled(function, **names):
 
 _ceil_div = _compiled(plan._ceil_div)
 _columns = _compiled(plan._columns, _ceil_div=_ceil_div)
-_plan_ncs = _compiled(plan.plan_ncs, _ceil_div=_ceil_div, _columns=_columns)
-_plan_rc = _compiled(plan.plan_rc, _ceil_div=_ceil_div)
+_cut_ncs = _compiled(plan.cut_ncs, _ceil_div=_ceil_div, _columns=_columns)
+_cut_rc = _compiled(plan.cut_rc, _ceil_div=_ceil_div)
 _even = _compiled(plan.even, _ceil_div=_ceil_div)
 _even_rows = _compiled(plan.even_rows, _ceil_div=_ceil_div, even=_even)
-_plan_writes = _compiled(
-    plan.plan_writes, _ceil_div=_ceil_div, _columns=_columns, even_rows=_even_rows
+_cut_writes = _compiled(
+    plan.cut_writes, _ceil_div=_ceil_div, _columns=_columns, even_rows=_even_rows
 )
-_plan = _compiled(cpu._plan, plan_ncs=_plan_ncs, plan_rc=_plan_rc, plan_writes=_plan_writes)
-_streaming = _compiled(cpu._streaming)
-_fused_block = _compiled(cpu._fused_block, _streaming=_streaming, even=_even)
-_split_block = _compiled(cpu._split_block, even=_even)
+_cut = _compiled(choices.cut, cut_ncs=_cut_ncs, cut_rc=_cut_rc, cut_writes=_cut_writes)
+_streams = _compiled(choices.streams)
+_fused_block = _compiled(choices.fused_block, streams=_streams, even=_even)
+_split_block = _compiled(choices.split_block, even=_even)
 _update_running = _compiled(parallel._update_running)
 _constant_stats = _compiled(parallel._constant_stats)
 _merge_moments = _compiled(parallel._merge_moments)
 
 
 @_inlined
-def _write_plan(job, cut):
+def _write_cut(job, cut):
     job.slabs, job.across, job.slab_rows, job.slab_columns, job.chunk_rows, job.chunk_columns = cut
 
 

@@ -88,7 +88,7 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
 
     Where that has pivots, `work` holds the means.
     """
-    r, s = x.shape[0], plan[3]
+    r, s = x.shape[0], plan.slab_columns
     column, columns = begin * s, (end - begin) * s
     n0, n1, _, _ = slab_bounds(r, s, plan, slab)
     together = rows_together(x, dy, n1 - n0, columns)
@@ -152,7 +152,7 @@ def add_slabs(begin, end, plan, partial, rest, sums):
     for c in range(begin, end):
         sums[0, c] = partial[0, 0, c]
         sums[1, c] = partial[0, 1, c]
-    for slab in range(1, plan[0]):
+    for slab in range(1, plan.slabs):
         for c in range(begin, end):
             sums[0, c] += partial[slab, 0, c]
             sums[1, c] += partial[slab, 1, c]
@@ -233,8 +233,9 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
         i += live
 
 
-def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead, reach):
+def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, ahead, reach):
     """Write dx for one slab of x[n, c, s] and a range of channels; see `normalize_slab_ncs`."""
+    streaming = plan.streaming != 0
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     together = side_by_side(x) and side_by_side(dy) and side_by_side(dx)
@@ -286,8 +287,9 @@ def input_run(row, grad, out, begin, size, coefs, streaming, reach):
         store_part(out, i, part, fma(load_part(grad, i, part), load(factors, q), v))
 
 
-def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, streaming, ahead, reach):
+def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, ahead, reach):
     """Write dx for one slab of x[r, q] and a range of columns; see `normalize_slab_rc`."""
+    streaming = plan.streaming != 0
     rows, columns = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
     together = side_by_side(x) and side_by_side(dy) and side_by_side(dx)

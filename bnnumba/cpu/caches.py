@@ -2,8 +2,8 @@
 
 A fused step sweeps a block of channels twice, and the second sweep should find the block in the
 cache. It then writes, and could meanwhile fetch the next block. A block is a run of memory in each
-image, and to jump from run to run is slow where runs are shorter than `memory.PREFETCHED`; a larger
-block has longer runs. Which of these pays depends on how the CPU shares its memory:
+image, and to jump from run to run is slow where runs are shorter than `prefetching.PREFETCHED`; a
+larger block has longer runs. Which of these pays depends on how the CPU shares its memory:
 
 ========================  ==================  =======================  ===========================
 CPU (where measured)      block               for a run of 8 KiB       next block
@@ -22,10 +22,10 @@ L2 2 MiB)                 it: 16 to 48 %                               (103 MB: 
 ========================  ==================  =======================  ===========================
 
 An output is written past the caches unless it fits into the last one together with the inputs, or
-with those several times where they are read twice (`bnnumba.cpu._streaming`). On AMD that cache is
-what the system says (13 MB normalized in 32 MiB: 190 us in the cache, 306 past it). Other servers
-say what all their cores share, of which one program has little (Xeon, 13 MB: 1.16 ms in the cache,
-0.86 past it).
+with those several times where they are read twice (`bnnumba.cpu.choices.streams`). On AMD that
+cache is what the system says (13 MB normalized in 32 MiB: 190 us in the cache, 306 past it). Other
+servers say what all their cores share, of which one program has little (Xeon, 13 MB: 1.16 ms in the
+cache, 0.86 past it).
 """
 
 from functools import lru_cache

@@ -87,7 +87,7 @@ def merge_slabs(begin, end, n, s, plan, partial, mean, m2, rest):
     is the same for all slabs. `rest` is what rounding the mean to float64 leaves over.
     """
     count = 0
-    for slab in range(plan[0]):
+    for slab in range(plan.slabs):
         n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
         size = (n1 - n0) * (s1 - s0)
         means, m2s = partial[slab, 0], partial[slab, 1]
@@ -117,10 +117,10 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
         between = first_of(row_at(x, (n // 2, c)), s // 2)
         origin[c] = max(min(first, between), min(max(first, between), last))
     count = 0
-    for row0 in range(n0, n1, plan[4]):
-        row1 = min(n1, row0 + plan[4])
-        for column0 in range(s0, s1, plan[5]):
-            column1 = min(s1, column0 + plan[5])
+    for row0 in range(n0, n1, plan.chunk_rows):
+        row1 = min(n1, row0 + plan.chunk_rows)
+        for column0 in range(s0, s1, plan.chunk_columns):
+            column1 = min(s1, column0 + plan.chunk_columns)
             for c in range(begin, end):
                 at = (c - begin) * 8 * WORKSPACE
                 for level in range(at, at + 32, 8):
@@ -177,7 +177,7 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     their pivots, each in a stretch padded to whole vectors. The columns of a channel have the pivot
     of the first one.
     """
-    r, s = x.shape[0], plan[3]
+    r, s = x.shape[0], plan.slab_columns
     column, columns = begin * s, (end - begin) * s
     n0, n1, _, _ = slab_bounds(r, s, plan, slab)
     for at in range(0, columns, 8):
@@ -189,8 +189,8 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     for c in range(begin, end, 8):
         store_lanes(origin, c, end - c, load_f64(work, c - begin))
     count = 0
-    for row0 in range(n0, n1, plan[4]):
-        row1 = min(n1, row0 + plan[4])
+    for row0 in range(n0, n1, plan.chunk_rows):
+        row1 = min(n1, row0 + plan.chunk_rows)
         together = rows_together(x, x, row1 - row0, columns)
         rows, size = (row1 - row0) // together, together * columns
         width = (size + 7) // 8 * 8

@@ -163,11 +163,12 @@ def normalize_rows(row, out, begin, end, c, s, coefs, streaming, ahead, reach):
         i += live
 
 
-def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, streaming, ahead, reach):
+def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, ahead, reach):
     """Normalize one slab of x[n, c, s] for a range of channels.
 
     Meanwhile values are fetched that stand `ahead` channels and `reach` values further on.
     """
+    streaming = plan.streaming != 0
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     # A step that the compiler knows not to be 0 leaves no path that raises an exception.
@@ -253,11 +254,12 @@ def normalize_wide_rows(x, i, begin, end, coefs, y, streaming):
         normalize_vector(x1, y1, i1 + offset, centers, scales, shifts, streaming)
 
 
-def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, streaming, ahead, reach):
+def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, ahead, reach):
     """Normalize one slab of x[r, q] for a range of columns.
 
     Meanwhile values are fetched that stand `ahead` columns and `reach` values further on.
     """
+    streaming = plan.streaming != 0
     rows, columns = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
     if end - begin > WIDE:

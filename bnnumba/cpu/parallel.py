@@ -13,6 +13,7 @@ from numba.extending import overload
 from .jit import Strided, inlined
 from .memory import REPEATED, unaligned
 from .normalize import inverse_std, write_inverse_std
+from .plan import Plan
 from .ranges import (
     backward_range,
     coefficients_range,
@@ -51,6 +52,15 @@ def room(out, channels, slabs, fields, rows):
     )
 
 
+@inlined
+def plan_of(packed):
+    """Return the plan that an array holds; see `choose`."""
+    return Plan(
+        packed[0], packed[1], packed[2], packed[3], packed[4], packed[5], packed[6], packed[7],
+        packed[8],
+    )  # fmt: skip
+
+
 def _precision(x):
     return np.float64 if x.dtype == np.float64 else np.float32
 
@@ -61,112 +71,100 @@ def _overload_precision(x):
     return lambda x: dtype
 
 
-def _forward(team, x, block, ahead, plan, weight, bias, eps, stats, y, streaming):
-    channels = stats.shape[1]
-    partial, coefs = room(y, channels, plan[0], 3, 3)
-    blocks = (channels + block - 1) // block
-    _forward_blocks(
-        team, blocks, x, block, ahead, plan, weight, bias, eps, partial, coefs, stats, y,
-        streaming,
-    )  # fmt: skip
+def _forward(team, packed, x, weight, bias, eps, stats, y):
+    plan, channels = plan_of(packed), stats.shape[1]
+    partial, coefs = room(y, channels, plan.slabs, 3, 3)
+    blocks = (channels + plan.block - 1) // plan.block
+    _forward_blocks(team, blocks, x, plan, weight, bias, eps, partial, coefs, stats, y)
 
 
 @parallel_for
-def _forward_blocks(
-    begin, end, x, block, ahead, plan, weight, bias, eps, partial, coefs, stats, y, streaming
-):
-    work = np.empty(workspace(x, block, stats.shape[1]))
-    forward_range(
-        begin, end, x, block, ahead, plan, weight, bias, eps, work, partial, coefs, stats, y,
-        streaming,
-    )  # fmt: skip
+def _forward_blocks(begin, end, x, plan, weight, bias, eps, partial, coefs, stats, y):
+    work = np.empty(workspace(x, plan.block, stats.shape[1]))
+    forward_range(begin, end, x, plan, weight, bias, eps, work, partial, coefs, stats, y)
 
 
-def _collect(team, x, block, plan, eps, stats):
-    channels = stats.shape[1]
-    partial = np.empty((plan[0], 3, channels))
-    items = plan[0] * ((channels + block - 1) // block)
-    _collect_items(team, items, x, block, plan, partial)
+def _collect(team, packed, x, eps, stats):
+    plan, channels = plan_of(packed), stats.shape[1]
+    partial = np.empty((plan.slabs, 3, channels))
+    items = plan.slabs * ((channels + plan.block - 1) // plan.block)
+    _collect_items(team, items, x, plan, partial)
     n = x.shape[0]
     merge_range(0, channels, n, x.size // (n * channels), plan, partial, eps, stats)
 
 
 @parallel_for
-def _collect_items(begin, end, x, block, plan, partial):
-    work = np.empty(workspace(x, block, partial.shape[2]))
-    collect_range(begin, end, x, block, plan, work, partial)
+def _collect_items(begin, end, x, plan, partial):
+    work = np.empty(workspace(x, plan.block, partial.shape[2]))
+    collect_range(begin, end, x, plan, work, partial)
 
 
-def _normalize(team, x, block, plan, weight, bias, mean, rest, invstd, y, streaming):
+def _normalize(team, packed, x, weight, bias, mean, rest, invstd, y):
+    plan = plan_of(packed)
     _, coefs = room(y, 0, 0, 0, 3)
     coefficients_range(0, mean.size, mean, rest, invstd, weight, bias, coefs)
-    items = plan[0] * ((x.shape[1] + block - 1) // block)
-    _normalize_items(team, items, x, block, plan, coefs, y, streaming)
+    items = plan.slabs * ((x.shape[1] + plan.block - 1) // plan.block)
+    _normalize_items(team, items, x, plan, coefs, y)
 
 
 @parallel_for
-def _normalize_items(begin, end, x, block, plan, coefs, y, streaming):
-    normalize_range(begin, end, x, block, plan, coefs, y, streaming)
+def _normalize_items(begin, end, x, plan, coefs, y):
+    normalize_range(begin, end, x, plan, coefs, y)
 
 
-def _infer(team, x, block, plan, weight, bias, mean, var, eps, y, streaming):
-    channels = mean.size
+def _infer(team, packed, x, weight, bias, mean, var, eps, y):
+    plan, channels = plan_of(packed), mean.size
     scratch, coefs = room(y, channels, 1, 1, 3)
     invstd = scratch[0, 0]
     for c in range(channels):
         invstd[c] = var[c]  # contiguous here, as vectors are
     write_inverse_std(0, channels, invstd, 1, eps, invstd)
     coefficients_range(0, channels, mean, invstd[:0], invstd, weight, bias, coefs)
-    items = plan[0] * ((x.shape[1] + block - 1) // block)
-    _normalize_items(team, items, x, block, plan, coefs, y, streaming)
+    items = plan.slabs * ((x.shape[1] + plan.block - 1) // plan.block)
+    _normalize_items(team, items, x, plan, coefs, y)
 
 
-def _backward(team, x, dy, block, ahead, plan, weight, stats, dx, dweight, dbias, streaming):
-    channels = stats.shape[1]
-    partial, coefs = room(dx, channels, plan[0] + 1, 2, 4)
-    blocks = (channels + block - 1) // block
-    _backward_blocks(
-        team, blocks, x, dy, block, ahead, plan, weight, stats, partial, coefs, dx, dweight,
-        dbias, streaming,
-    )  # fmt: skip
+def _backward(team, packed, x, dy, weight, stats, dx, dweight, dbias):
+    plan, channels = plan_of(packed), stats.shape[1]
+    partial, coefs = room(dx, channels, plan.slabs + 1, 2, 4)
+    blocks = (channels + plan.block - 1) // plan.block
+    _backward_blocks(team, blocks, x, dy, plan, weight, stats, partial, coefs, dx, dweight, dbias)
 
 
 @parallel_for
-def _backward_blocks(
-    begin, end, x, dy, block, ahead, plan, weight, stats, partial, coefs, dx, dweight, dbias,
-    streaming,
-):  # fmt: skip
-    work = np.empty(workspace(x, block, stats.shape[1]))
+def _backward_blocks(begin, end, x, dy, plan, weight, stats, partial, coefs, dx, dweight, dbias):
+    work = np.empty(workspace(x, plan.block, stats.shape[1]))
     backward_range(
-        begin, end, x, dy, block, ahead, plan, weight, stats, stats[3], work, partial,
-        partial[plan[0]], coefs, dx, dweight, dbias, streaming,
+        begin, end, x, dy, plan, weight, stats, stats[3], work, partial, partial[plan.slabs],
+        coefs, dx, dweight, dbias,
     )  # fmt: skip
 
 
-def _reduce(team, x, dy, block, plan, mean, rest, invstd, sums, dweight, dbias):
-    channels = mean.size
-    partial = np.empty((plan[0], 2, channels))
-    items = plan[0] * ((channels + block - 1) // block)
-    _reduce_items(team, items, x, dy, block, plan, mean, partial)
+def _reduce(team, packed, x, dy, mean, rest, invstd, sums, dweight, dbias):
+    plan, channels = plan_of(packed), mean.size
+    partial = np.empty((plan.slabs, 2, channels))
+    items = plan.slabs * ((channels + plan.block - 1) // plan.block)
+    _reduce_items(team, items, x, dy, plan, mean, partial)
     sums_range(0, channels, plan, partial, rest, invstd, sums, dweight, dbias)
 
 
 @parallel_for
-def _reduce_items(begin, end, x, dy, block, plan, mean, partial):
-    work = np.empty(workspace(x, block, mean.size))
-    reduce_range(begin, end, x, dy, block, plan, mean, work, partial)
+def _reduce_items(begin, end, x, dy, plan, mean, partial):
+    work = np.empty(workspace(x, plan.block, mean.size))
+    reduce_range(begin, end, x, dy, plan, mean, work, partial)
 
 
-def _input(team, x, dy, block, plan, weight, mean, rest, invstd, sums, count, dx, streaming):
+def _input(team, packed, x, dy, weight, mean, rest, invstd, sums, count, dx):
+    plan = plan_of(packed)
     _, coefs = room(dx, 0, 0, 0, 4)
     input_coefficients_range(0, mean.size, count, mean, rest, invstd, sums, weight, coefs)
-    items = plan[0] * ((x.shape[1] + block - 1) // block)
-    _input_items(team, items, x, dy, block, plan, coefs, dx, streaming)
+    items = plan.slabs * ((x.shape[1] + plan.block - 1) // plan.block)
+    _input_items(team, items, x, dy, plan, coefs, dx)
 
 
 @parallel_for
-def _input_items(begin, end, x, dy, block, plan, coefs, dx, streaming):
-    input_range(begin, end, x, dy, block, plan, coefs, dx, streaming)
+def _input_items(begin, end, x, dy, plan, coefs, dx):
+    input_range(begin, end, x, dy, plan, coefs, dx)
 
 
 forward = Strided(_forward, {"stats", "y"})

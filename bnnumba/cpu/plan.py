@@ -9,6 +9,7 @@ where nothing is added up, as n = r, s = 1, each column for itself.
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 from .jit import inlined
 from .sums import NARROW
@@ -26,9 +27,21 @@ SLAB = 8192
 SLAB_ROWS = 256
 
 
-# A plan is a tuple of integers, which Numba takes apart quickly: the number of slabs, how many of
-# them stand side by side, rows and columns of a slab, rows and columns of a chunk. Pieces are as
-# even as they can be, so that threads have the same to do.
+class Plan(NamedTuple):
+    """How a step is done: the cut, which is the first six, and what `bnnumba.cpu.choices` adds.
+
+    Pieces are as even as they can be, so that threads have the same to do.
+    """
+
+    slabs: int
+    across: int  # how many of them stand side by side
+    slab_rows: int
+    slab_columns: int
+    chunk_rows: int
+    chunk_columns: int
+    block: int  # channels of a work item, or columns of one that only writes
+    ahead: int  # of them, from what is written to what is fetched meanwhile
+    streaming: int  # whether the output is written past the caches
 
 
 def _ceil_div(a, b):
@@ -49,8 +62,8 @@ def _columns(s, pieces):
 
 
 @lru_cache(maxsize=4096)
-def plan_ncs(n, s):
-    """Return the plan of a view x[n, c, s] with n, s > 0."""
+def cut_ncs(n, s):
+    """Return the cut of a view x[n, c, s] with n, s > 0."""
     slabs = max(1, min(SLABS, n * s // SLAB))
     slab_rows = _ceil_div(n, min(n, slabs))
     down = _ceil_div(n, slab_rows)
@@ -62,8 +75,8 @@ def plan_ncs(n, s):
 
 
 @lru_cache(maxsize=4096)
-def plan_rc(r, s, columns):
-    """Return the plan of a view of r > 0 rows of some columns, s of each channel.
+def cut_rc(r, s, columns):
+    """Return the cut of a view of r > 0 rows of some columns, s of each channel.
 
     The number of slabs is 1, 2, 4, or a multiple of 8, which most numbers of threads share evenly:
     else blocks of channels would have to be narrow.
@@ -93,8 +106,8 @@ def even_rows(n, together, workers):
     return min(n, _ceil_div(_ceil_div(n, 8 * workers), together) * together)
 
 
-def plan_writes(n, channels, s, together, workers):
-    """Return the plan of a step that adds nothing up, so that its cut may suit the threads.
+def cut_writes(n, channels, s, together, workers):
+    """Return the cut of a step that adds nothing up, so that its cut may suit the threads.
 
     A slab is some whole rows x[n], and a part of one only where there are too few of them, and of
     channels, for all threads.
@@ -110,6 +123,6 @@ def plan_writes(n, channels, s, together, workers):
 @inlined
 def slab_bounds(n, s, plan, slab):
     """Return ``(n0, n1, s0, s1)`` of one slab."""
-    n0 = slab // plan[1] * plan[2]
-    s0 = slab % plan[1] * plan[3]
-    return n0, min(n, n0 + plan[2]), s0, min(s, s0 + plan[3])
+    n0 = slab // plan.across * plan.slab_rows
+    s0 = slab % plan.across * plan.slab_columns
+    return n0, min(n, n0 + plan.slab_rows), s0, min(s, s0 + plan.slab_columns)

@@ -33,20 +33,18 @@ def piece(item, channels, block):
 
 
 @part
-def forward_range(
-    begin, end, x, block, ahead, plan, weight, bias, eps, work, partial, coefs, stats, y, streaming
-):
+def forward_range(begin, end, x, plan, weight, bias, eps, work, partial, coefs, stats, y):
     """Normalize blocks of channels by their own statistics; stats are mean, m2, invstd, rest.
 
-    While a block is written, the channels that are `ahead` of it are fetched.
+    While a block is written, the channels that are ``plan.ahead`` of it are fetched.
     """
     channels = stats.shape[1]
     columns = x.shape[1] // channels
     count = x.size // channels
     for item in range(begin, end):
-        c0 = item * block
-        c1 = min(channels, c0 + block)
-        for slab in range(plan[0]):
+        c0 = item * plan.block
+        c1 = min(channels, c0 + plan.block)
+        for slab in range(plan.slabs):
             mean, m2, origin = partial[slab, 0], partial[slab, 1], partial[slab, 2]
             collect_slab(x, slab, c0, c1, plan, work, mean, m2, origin)
         s = count // x.shape[0]
@@ -55,17 +53,17 @@ def forward_range(
         normalize_coefficients(c0, c1, stats[0], stats[3], stats[2], weight, bias, coefs)
         if x.ndim == 2:
             repeat_coefficients(c0, c1, channels, coefs)
-        for slab in range(plan[0] - 1, -1, -1):
+        for slab in range(plan.slabs - 1, -1, -1):
             normalize_slab(
-                x, slab, c0 * columns, c1 * columns, plan, coefs, y, streaming, ahead * columns, 0
+                x, slab, c0 * columns, c1 * columns, plan, coefs, y, plan.ahead * columns, 0
             )
 
 
 @part
-def collect_range(begin, end, x, block, plan, work, partial):
+def collect_range(begin, end, x, plan, work, partial):
     """Write the moments of each slab and channel to ``partial[slab, :, c]``."""
     for item in range(begin, end):
-        slab, c0, c1 = piece(item, partial.shape[2], block)
+        slab, c0, c1 = piece(item, partial.shape[2], plan.block)
         mean, m2, origin = partial[slab, 0], partial[slab, 1], partial[slab, 2]
         collect_slab(x, slab, c0, c1, plan, work, mean, m2, origin)
 
@@ -78,11 +76,11 @@ def merge_range(begin, end, n, s, plan, partial, eps, stats):
 
 
 @part
-def normalize_range(begin, end, x, block, plan, coefs, y, streaming):
+def normalize_range(begin, end, x, plan, coefs, y):
     """Normalize slabs and blocks of channels, or columns, by given coefficients."""
     for item in range(begin, end):
-        slab, c0, c1 = piece(item, x.shape[1], block)
-        normalize_slab(x, slab, c0, c1, plan, coefs, y, streaming, 0, prefetch_distance(x))
+        slab, c0, c1 = piece(item, x.shape[1], plan.block)
+        normalize_slab(x, slab, c0, c1, plan, coefs, y, 0, prefetch_distance(x))
 
 
 @part
@@ -94,17 +92,16 @@ def coefficients_range(begin, end, mean, rest, invstd, weight, bias, coefs):
 
 @part
 def backward_range(
-    begin, end, x, dy, block, ahead, plan, weight, stats, rest, work, partial, sums, coefs,
-    dx, dweight, dbias, streaming,
-):  # fmt: skip
+    begin, end, x, dy, plan, weight, stats, rest, work, partial, sums, coefs, dx, dweight, dbias
+):
     """Write the three gradients of blocks of channels normalized by their own statistics."""
     channels = stats.shape[1]
     columns = x.shape[1] // channels
     count = x.size // channels
     for item in range(begin, end):
-        c0 = item * block
-        c1 = min(channels, c0 + block)
-        for slab in range(plan[0]):
+        c0 = item * plan.block
+        c1 = min(channels, c0 + plan.block)
+        for slab in range(plan.slabs):
             first, second = partial[slab, 0], partial[slab, 1]
             reduce_slab(x, dy, slab, c0, c1, plan, work, stats[0], first, second)
         add_slabs(c0, c1, plan, partial, rest, sums)
@@ -112,18 +109,17 @@ def backward_range(
         input_coefficients(c0, c1, count, stats[0], rest, stats[2], sums, weight, coefs)
         if x.ndim == 2:
             repeat_coefficients(c0, c1, channels, coefs)
-        for slab in range(plan[0] - 1, -1, -1):
+        for slab in range(plan.slabs - 1, -1, -1):
             input_slab(
-                x, dy, slab, c0 * columns, c1 * columns, plan, coefs, dx, streaming,
-                ahead * columns, 0,
-            )  # fmt: skip
+                x, dy, slab, c0 * columns, c1 * columns, plan, coefs, dx, plan.ahead * columns, 0
+            )
 
 
 @part
-def reduce_range(begin, end, x, dy, block, plan, mean, work, partial):
+def reduce_range(begin, end, x, dy, plan, mean, work, partial):
     """Write sum(dy) and sum(dy * xmu) of each slab and channel to ``partial[slab, :, c]``."""
     for item in range(begin, end):
-        slab, c0, c1 = piece(item, partial.shape[2], block)
+        slab, c0, c1 = piece(item, partial.shape[2], plan.block)
         first, second = partial[slab, 0], partial[slab, 1]
         reduce_slab(x, dy, slab, c0, c1, plan, work, mean, first, second)
 
@@ -136,12 +132,12 @@ def sums_range(begin, end, plan, partial, rest, invstd, sums, dweight, dbias):
 
 
 @part
-def input_range(begin, end, x, dy, block, plan, coefs, dx, streaming):
+def input_range(begin, end, x, dy, plan, coefs, dx):
     """Write dx for slabs and blocks of channels, or columns, by given coefficients."""
     for item in range(begin, end):
-        slab, c0, c1 = piece(item, x.shape[1], block)
+        slab, c0, c1 = piece(item, x.shape[1], plan.block)
         reach = prefetch_distance(x)
-        input_slab(x, dy, slab, c0, c1, plan, coefs, dx, streaming, 0, reach)
+        input_slab(x, dy, slab, c0, c1, plan, coefs, dx, 0, reach)
 
 
 @part
