@@ -32,12 +32,11 @@ LOWERED = {"x86_64": "x86-64-v3", "aarch64": "generic"}
 def write_header(path: Path, levels: list[str]) -> None:
     """Write what C must know about the kernels, from where Python knows it."""
     from bnnumba import __version__
-    from bnnumba._capi import entries
+    from bnnumba._capi import entries, job
     from bnnumba.cpu import caches, choices
 
     fields = "\n".join(
-        f"    {'double' if name in entries.FLOATS else 'int64_t'} {name};"
-        for name in entries.FIELDS
+        f"    {'double' if name in job.FLOATS else 'int64_t'} {name};" for name in job.FIELDS
     )
     constants = {
         "PARALLEL_SIZE": choices.PARALLEL_SIZE,
@@ -45,7 +44,7 @@ def write_header(path: Path, levels: list[str]) -> None:
         "USUAL_SHARE": caches.USUAL_SHARE,
         "ZEN_4_BLOCK": caches.ZEN_4_BLOCK,
         "SPILL": caches.SPILL,
-        **entries.SIZES,
+        **job.SIZES,
     }
     defines = "\n".join(f"#define {name} INT64_C({value})" for name, value in constants.items())
     listed = " \\\n    ".join(f"X({name})" for name in entries.names())
@@ -59,7 +58,7 @@ def write_header(path: Path, levels: list[str]) -> None:
 
 #define PACKAGE_VERSION "{__version__}"
 #define CACHE_SIZE "{caches.SIZE.format("%d")}"
-#define AGREEMENT "{entries.agreement()}"
+#define AGREEMENT "{job.agreement()}"
 {defines}
 
 typedef struct job {{
@@ -129,7 +128,7 @@ def _compile(machine: str, name: str) -> dict[str, bytes]:
     """Return the optimized LLVM module of an entry for each level."""
     from bnnumba._capi import entries
 
-    callback = entries.entry(name)
+    callback = entries.entry(name, keep=False)
     return {
         level: _module(
             callback, f"bnnumba_{name}_{suffix(level)}", _target_machine(machine, level)

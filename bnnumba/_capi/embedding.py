@@ -58,7 +58,7 @@ def register(ffi: Any, lib: Any) -> None:
     def bn_python_start(version, agreed, cpu_out, capacity):
         from numba.core.registry import cpu_target
 
-        from .entries import agreement
+        from .job import agreement
 
         built = ffi.string(version).decode(), ffi.string(agreed).decode()
         found = __version__, agreement()

@@ -8,7 +8,8 @@ import weakref
 
 import numba
 from numba import config, types
-from numba.core import cgutils
+from numba.core import cgutils, sigutils
+from numba.core.ccallback import CFunc
 from numba.core.compiler import compile_internal
 from numba.core.targetconfig import ConfigStack
 from numba.extending import intrinsic
@@ -20,42 +21,48 @@ from ..errors import BackendError
 # error_model="numpy": a division by zero gives inf or nan as in NumPy, and no branch raises.
 # fastmath stays off: NaN and infinity must survive, and the order of additions is the contract
 # ("same bits every time"). What may be fused to an FMA says so itself (simd.fma).
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
+OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
-def _source_stamp():
-    """Return a digest of all kernel sources and of the options that change their machine code.
+@functools.cache
+def _source_stamp(directory):
+    """Return a digest of all sources of kernels and of the options that change their machine code.
 
-    Numba's cache index watches only the file that a function stands in, not what it calls, so a
-    cached kernel would go stale silently when a helper in another file changed.
+    Those in a directory and here. Numba's cache index watches only the file that a function stands
+    in, not what it calls, so a cached kernel would go stale silently when a helper in another file
+    changed.
     """
     digest = hashlib.sha256()
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
-        try:
-            digest.update(path.read_bytes())
-        except OSError:  # a zipped package: Numba's own stamp, the archive's, covers every file
-            return None
+    for place in sorted({directory, pathlib.Path(__file__).parent}):
+        for path in sorted(place.glob("*.py")):
+            try:
+                digest.update(path.read_bytes())
+            except OSError:  # a zipped package: Numba's own stamp, the archive's, covers every file
+                return None
     digest.update(f"boundscheck={config.BOUNDSCHECK}".encode())
     return digest.hexdigest()
 
 
-_STAMP = _source_stamp()
-
-
-def _compile(function, **options):
-    # For C's convention Numba would compile another entry, which few of them need.
-    options = {**_OPTIONS, "no_cfunc_wrapper": True, **options}
+def _keep(compiled, function):
+    """Keep in the cache what is compiled of a function, where that can be written."""
     try:
-        dispatcher = numba.njit(cache=True, **options)(function)
+        compiled.enable_caching()
     except RuntimeError:  # no directory for the cache can be written: compile in each process
-        return numba.njit(**options)(function)
-    cache = getattr(dispatcher, "_cache", None)
+        return
+    cache = getattr(compiled, "_cache", None)
     cache_file = getattr(cache, "_cache_file", None)
-    if _STAMP is not None and hasattr(cache_file, "_source_stamp"):
-        cache_file._source_stamp = _STAMP
+    stamp = _source_stamp(pathlib.Path(function.__code__.co_filename).parent)
+    if stamp is not None and hasattr(cache_file, "_source_stamp"):
+        cache_file._source_stamp = stamp
     for name in ("load_overload", "save_overload"):
         if hasattr(cache, name):
             setattr(cache, name, _forgiving(getattr(cache, name)))
+
+
+def _compile(function):
+    # For C's convention Numba would compile another entry, which few of them need.
+    dispatcher = numba.njit(no_cfunc_wrapper=True, **OPTIONS)(function)
+    _keep(dispatcher, function)
     return dispatcher
 
 
@@ -69,21 +76,13 @@ def _forgiving(use_cache):
     return use_cache_or_not
 
 
-def compiled_for_c(function, signature, **options):
-    """Return what gives the address of a function that C can call, or 0 without the compiler."""
-    dispatcher = _compile(function, no_cfunc_wrapper=False, **options)
-
-    @functools.cache
-    def address():
-        if config.DISABLE_JIT:
-            return 0
-        with compiling():
-            dispatcher.compile(signature)
-            compiled = dispatcher.overloads[signature.args]
-            name = compiled.fndesc.llvm_cfunc_wrapper_name
-            return compiled.library.get_pointer_to_function(name)
-
-    return address
+def callback(function, signature, keep=True, **options):
+    """Compile a function that C can call, and keep it in the cache, or not."""
+    compiled = CFunc(function, sigutils.normalize_signature(signature), {}, {**OPTIONS, **options})
+    if keep:
+        _keep(compiled, function)
+    compiled.compile()
+    return compiled
 
 
 def inlined(function):
@@ -92,7 +91,7 @@ def inlined(function):
     Numba compiles and optimizes a called function by itself and then again inside each caller;
     with small helpers inlined before typing, a kernel compiles in less time.
     """
-    return numba.njit(inline="always", **_OPTIONS)(function)
+    return numba.njit(inline="always", **OPTIONS)(function)
 
 
 # What has been compiled into a library: its functions by Python function and signature.
@@ -168,8 +167,8 @@ class Strided:
     version for each combination of dtypes and ranks.
     """
 
-    def __init__(self, function, outputs, **options):
-        self.dispatcher = _compile(function, **options)
+    def __init__(self, function, outputs):
+        self.dispatcher = _compile(function)
         self._written = [name in outputs for name in inspect.signature(function).parameters]
         # Numba refuses to stop compiling before there is something compiled.
         self._call = self.dispatcher if config.DISABLE_JIT else self._compile_and_call

@@ -4,12 +4,15 @@ A step is compiled once. What it does with a part of its items stands in a funct
 which the step calls for all of them, or has a team call, which Numba's threads are.
 """
 
+import functools
+
 from llvmlite import ir
-from numba import prange, types
+from numba import config, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import call_within, compiled_for_c
+from ..compiling import compiling
+from .jit import call_within, callback
 from .simd import I32, I64
 
 __all__ = ["parallel_for", "team"]
@@ -112,7 +115,13 @@ def _team(task, arguments, items):
     return 0
 
 
-team = compiled_for_c(_team, types.int64(*[types.int64] * 3), parallel=True)
+@functools.cache
+def team():
+    """Return the address of the team, or 0 without the compiler."""
+    if config.DISABLE_JIT:
+        return 0
+    with compiling():
+        return callback(_team, types.int64(*[types.int64] * 3), parallel=True).address
 
 
 def parallel_for(function):
