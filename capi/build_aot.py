@@ -1,11 +1,15 @@
 """Compile the range kernels ahead of time: one object file per level of the CPU.
 
-    python capi/build_aot.py build
+    python capi/build_aot.py lower build/lowered
 
-writes ``build/kernels.h`` (names, constants and the job as C) and ``build/kernels_<level>.o``.
+has Numba lower each entry, which takes most of the time, and writes ``build/lowered/<entry>.bc``;
 
-Numba lowers each entry once; LLVM then optimizes that module for each level. What Numba lowers
-fits any 64-bit machine that stores low bytes first, so that ``--machine`` may name another one.
+    python capi/build_aot.py compile build/lowered build --machine x86_64
+
+has LLVM optimize those modules for each level of a machine, and writes ``build/kernels.h`` (names,
+constants and the job as C) and ``build/kernels_<level>.o``. What Numba lowers fits any 64-bit
+machine that stores low bytes first.
+
 The script re-executes itself with Numba's settings in the environment, because Numba reads them
 when it is imported. Only private parts of Numba give the LLVM module of a function
 (`_library._final_module`); a change there shows as an error here, or in the gate on undefined
@@ -19,14 +23,17 @@ import os
 import platform
 import re
 import sys
-import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 LEVELS = {"x86_64": ["x86-64-v2", "x86-64-v3", "x86-64-v4"], "aarch64": ["generic"]}
 TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
 # The level that Numba lowers for, on the machine that builds. It loads what it has compiled, though
 # nothing runs, and below v3 would miss the functions that stand for conversions from float16.
 LOWERED = {"x86_64": "x86-64-v3", "aarch64": "generic"}
+# What an entry is called before it has its own name, which names the level as well.
+ENTRY = "bnnumba_entry"
 
 
 def write_header(path: Path, levels: list[str]) -> None:
@@ -81,35 +88,60 @@ def suffix(level: str) -> str:
     return level.replace("x86-64-", "").replace("-", "_")
 
 
-def emit(directory: Path, machine: str) -> None:
-    """Write the object files of all entries, which as many processes compile as there are CPUs."""
+def lower(directory: Path) -> None:
+    """Write the LLVM modules of all entries."""
+    from bnnumba._capi import entries
+
+    directory.mkdir(parents=True, exist_ok=True)
+    _show_progress(entries.names(), functools.partial(_lower, directory))
+
+
+def _lower(directory: Path, name: str) -> None:
+    import llvmlite.binding as llvm
+
+    from bnnumba._capi import entries
+
+    callback = entries.entry(name, keep=False)
+    text = str(callback._library._final_module)
+    module = llvm.parse_assembly(text.replace(callback.native_name, ENTRY))
+    (directory / f"{name}.bc").write_bytes(module.as_bitcode())
+
+
+def compile_lowered(lowered: Path, directory: Path, machine: str) -> None:
+    """Write the object files of all entries, one for each level of a machine."""
     import llvmlite.binding as llvm
 
     from bnnumba._capi import entries
 
     _know(machine)
-    libraries = {}
-    names = entries.names()
-    with multiprocessing.Pool(len(os.sched_getaffinity(0)), _know, [machine]) as pool:
-        compiled = pool.imap(functools.partial(_compile, machine), names)
-        for done, (name, modules) in enumerate(zip(names, compiled, strict=True), 1):
-            for level, bitcode in modules.items():
-                module = llvm.parse_bitcode(bitcode)
-                if level in libraries:
-                    libraries[level].link_in(module)
-                else:
-                    libraries[level] = module
-            print(f"[{done}/{len(names)}] {name}", flush=True)
+    libraries: dict = {}
+    modules = _show_progress(entries.names(), functools.partial(_optimize, lowered, machine))
+    for levels in modules:
+        for level, bitcode in levels.items():
+            module = llvm.parse_bitcode(bitcode)
+            if level in libraries:
+                libraries[level].link_in(module)
+            else:
+                libraries[level] = module
     for level, library in libraries.items():
         path = directory / f"kernels_{suffix(level)}.o"
         path.write_bytes(_target_machine(machine, level).emit_object(library))
 
 
+def _show_progress(names: list[str], work: Callable[[str], Any]) -> list:
+    """Do some work for each name, in as many processes as there are CPUs."""
+    done = []
+    with multiprocessing.Pool(len(os.sched_getaffinity(0))) as pool:
+        for name, result in zip(names, pool.imap(work, names), strict=True):
+            done.append(result)
+            print(f"[{len(done)}/{len(names)}] {name}", flush=True)
+    return done
+
+
 def _know(machine: str) -> None:
-    """Have LLVM know a machine, and Numba say nothing of what it cannot cache."""
+    """Have LLVM know a machine."""
     import llvmlite.binding as llvm
 
-    warnings.filterwarnings("ignore", message="Cannot cache compiled function")
     if machine != platform.machine():
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
@@ -124,32 +156,31 @@ def _target_machine(machine: str, level: str):
     )
 
 
-def _compile(machine: str, name: str) -> dict[str, bytes]:
+def _optimize(lowered: Path, machine: str, name: str) -> dict[str, bytes]:
     """Return the optimized LLVM module of an entry for each level."""
-    from bnnumba._capi import entries
-
-    callback = entries.entry(name, keep=False)
+    _know(machine)
+    bitcode = (lowered / f"{name}.bc").read_bytes()
     return {
         level: _module(
-            callback, f"bnnumba_{name}_{suffix(level)}", _target_machine(machine, level)
+            bitcode, f"bnnumba_{name}_{suffix(level)}", _target_machine(machine, level)
         ).as_bitcode()
         for level in LEVELS[machine]
     }
 
 
-def _module(callback, name: str, target_machine):
+def _module(bitcode: bytes, name: str, target_machine):
     """Return the optimized LLVM module of an entry, which is all that others see of it."""
     import llvmlite.binding as llvm
 
-    text = str(callback._library._final_module)
-    module = llvm.parse_assembly(text.replace(callback.native_name, name))
+    module = llvm.parse_bitcode(bitcode)
     module.triple = target_machine.triple
     module.data_layout = str(target_machine.target_data)
     for function in module.functions:
         if not function.is_declaration:
-            visible = function.name == name
+            visible = function.name == ENTRY
             function.linkage = "external" if visible else "internal"
             if visible:
+                function.name = name
                 function.visibility = "hidden"
     for variable in module.global_variables:
         if not variable.is_declaration:
@@ -171,24 +202,33 @@ def _module(callback, name: str, target_machine):
 def main() -> None:
     """Write everything, in a process that has Numba's settings."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument(
+    stages = parser.add_subparsers(dest="stage", required=True)
+    stage = stages.add_parser("lower", help="write the modules of all entries")
+    stage.add_argument("lowered", type=Path)
+    stage = stages.add_parser("compile", help="write the object files and kernels.h")
+    stage.add_argument("lowered", type=Path)
+    stage.add_argument("directory", type=Path)
+    stage.add_argument(
         "--machine", default=platform.machine(), help="what to build for, as uname -m names it"
     )
-    directory, machine = vars(parser.parse_args()).values()
-    if machine not in LEVELS:
-        sys.exit(f"bnnumba's C library is built for {' and '.join(LEVELS)}, not for {machine}")
+    given = parser.parse_args()
     settings = {
         "NUMBA_CPU_NAME": LOWERED.get(platform.machine(), ""),
         "NUMBA_CPU_FEATURES": "",
         "NUMBA_OPT": "1",  # O3 comes after
-        "NUMBA_CACHE_DIR": str(directory / "cache"),
+        "NUMBA_CACHE_DIR": str(given.lowered / "cache"),
     }
     if any(os.environ.get(name) != value for name, value in settings.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
-    directory.mkdir(parents=True, exist_ok=True)
-    write_header(directory / "kernels.h", LEVELS[machine])
-    emit(directory, machine)
+    if given.stage == "lower":
+        lower(given.lowered)
+    elif given.machine in LEVELS:
+        given.directory.mkdir(parents=True, exist_ok=True)
+        write_header(given.directory / "kernels.h", LEVELS[given.machine])
+        compile_lowered(given.lowered, given.directory, given.machine)
+    else:
+        found = given.machine
+        sys.exit(f"bnnumba's C library is built for {' and '.join(LEVELS)}, not for {found}")
 
 
 if __name__ == "__main__":

@@ -75,27 +75,6 @@ def _y(about, job):
 # The entries of each dtype and view.
 
 
-def _choose(kind, threads, about, work):
-    """Write the plan of a kind of step (`bnnumba.cpu.choices`), and what goes with it."""
-    job = fields(about)
-    x = _x(about, job)
-    channels = job.columns if kind == choices.WRITES else job.c
-    (
-        job.slabs, job.across, job.slab_rows, job.slab_columns, job.chunk_rows, job.chunk_columns,
-    ) = _cut(x, channels, kind, threads)  # fmt: skip
-    if kind == choices.FUSED:
-        job.block = _fused_block(
-            x, channels, job.inputs, threads, job.block_bytes, job.spill_bytes, job.shared_bytes
-        )
-        job.items = _ceil_div(channels, max(1, job.block))
-    else:
-        job.block = _split_block(x, channels, kind, job.slabs, threads)
-        job.items = job.slabs * _ceil_div(channels, job.block)
-    job.scratch = 0 if kind == choices.WRITES else sums.workspace(x, job.block, channels)
-    job.ahead = job.block if job.fetches_ahead else 0
-    job.streaming = _streams(x, kind, job.inputs, job.shared_bytes)
-
-
 def _forward(begin, end, about, work):
     job = fields(about)
     ranges.forward_range(
@@ -165,7 +144,30 @@ def _input_coefficients(begin, end, about, work):
     )  # fmt: skip
 
 
-# Those that read and write float64 statistics only.
+# Those that read and write float64 statistics only, or nothing but the job.
+
+
+def _choose(kind, threads, about, work):
+    """Write the plan of a kind of step (`bnnumba.cpu.choices`), and what goes with it."""
+    job = fields(about)
+    # The third extent is of one view only, and not looked at.
+    shape, size = (job.n, job.columns, job.s), job.n * job.c * job.s
+    x = choices.Extents(shape, job.ndim, size, job.itemsize)
+    channels = job.columns if kind == choices.WRITES else job.c
+    (
+        job.slabs, job.across, job.slab_rows, job.slab_columns, job.chunk_rows, job.chunk_columns,
+    ) = _cut(x, channels, kind, threads)  # fmt: skip
+    if kind == choices.FUSED:
+        job.block = _fused_block(
+            x, channels, job.inputs, threads, job.block_bytes, job.spill_bytes, job.shared_bytes
+        )
+        job.items = _ceil_div(channels, max(1, job.block))
+    else:
+        job.block = _split_block(x, channels, kind, job.slabs, threads)
+        job.items = job.slabs * _ceil_div(channels, job.block)
+    job.scratch = 0 if kind == choices.WRITES else sums.workspace(x, job.block, channels)
+    job.ahead = job.block if job.fetches_ahead else 0
+    job.streaming = _streams(x, kind, job.inputs, job.shared_bytes)
 
 
 def _merge(begin, end, about, work):
@@ -219,10 +221,10 @@ def _table():
         for function in functions:
             table["_".join([function.__name__[1:], *parts])] = function, job
 
-    add(Job(types.none), [_merge, _sums, _join, _update_running, _constant_stats])
+    add(Job(types.none), [_choose, _merge, _sums, _join, _update_running, _constant_stats])
     for name in ("f32", "f64"):
         add(Job(DTYPES[name]), [_coefficients, _input_coefficients], name)
-    steps = [_choose, _forward, _collect, _normalize, _backward, _reduce, _input]
+    steps = [_forward, _collect, _normalize, _backward, _reduce, _input]
     for name, dtype in DTYPES.items():
         for view, ndim in RANKS.items():
             add(Job(dtype, ndim), steps, view, name)

@@ -31,7 +31,7 @@ typedef enum kernel_id { KERNELS(AS_ENUM) KERNEL_COUNT } kernel_id;
 #undef AS_ENUM
 
 /* The steps that read data, in the order in which kernels.h lists them for each dtype and view. */
-typedef enum step { CHOOSE, FORWARD, COLLECT, NORMALIZE, BACKWARD, REDUCE, INPUT, STEPS } step;
+typedef enum step { FORWARD, COLLECT, NORMALIZE, BACKWARD, REDUCE, INPUT, STEPS } step;
 
 #define ADDRESS(pointer) ((int64_t)(intptr_t)(pointer))
 

@@ -1,5 +1,5 @@
 /*
- * The steps of the CPU backend: workspace, the choices that bnnumba/cpu/__init__.py makes, and the
+ * The steps of the CPU backend: workspace, the choices that bnnumba/cpu/choices.py makes, and the
  * kernels in the order of bnnumba/cpu/parallel.py.
  */
 
@@ -73,7 +73,7 @@ static int dtype_index(const batch *b)
 
 static kernel_id step_kernel(const batch *b, step what)
 {
-    return (kernel_id)(KERNEL_choose_ncs_f32 + (2 * dtype_index(b) + b->rc) * STEPS + what);
+    return (kernel_id)(KERNEL_forward_ncs_f32 + (2 * dtype_index(b) + b->rc) * STEPS + what);
 }
 
 static kernel_id coefficients_kernel(const batch *b)
@@ -104,6 +104,7 @@ static int64_t columns(const batch *b)
 static void begin(running_step *r, const batch *b, const data *x, const data *dy, const data *y)
 {
     r->j = (job){.n = b->n, .c = b->c, .s = b->s, .columns = columns(b)};
+    r->j.ndim = b->rc ? 2 : 3, r->j.itemsize = b->itemsize;
     r->j.count = b->n * b->s, r->j.inputs = dy ? 2 : 1;
     r->j.x = ADDRESS(x->address), r->j.x_n = x->n_stride, r->j.x_c = x->c_stride;
     if (dy)
@@ -112,7 +113,7 @@ static void begin(running_step *r, const batch *b, const data *x, const data *dy
         r->j.y = ADDRESS(y->address), r->j.y_n = y->n_stride, r->j.y_c = y->c_stride;
 }
 
-/* The kinds of steps, as in bnnumba/cpu/__init__.py. */
+/* The kinds of steps, as in bnnumba/cpu/choices.py. */
 typedef enum kind { FUSED, SUMS, WRITES } kind;
 
 /* Cut the work of a step and choose its threads; block 0 says that it is better not fused. */
@@ -120,7 +121,7 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, kind ho
 {
     kernel *decide;
     int64_t size = b->n * b->c * b->s;
-    TRY(bn_kernel(step_kernel(b, CHOOSE), &decide));
+    TRY(bn_kernel(KERNEL_choose, &decide));
     TRY(bn_kernel(step_kernel(b, what), &r->run));
     r->threads = bn_enter(size);
     const caches *here = bn_caches();
