@@ -90,8 +90,11 @@ _SHAPES = [
 ]
 
 
-def warmup(dtypes: list[str]) -> None:
-    """Compile the kernels for the common cases, as far as the cache does not have them."""
+def warmup(dtypes: list[str], embed: bool) -> None:
+    """Compile the kernels for the common cases, as far as the cache does not have them.
+
+    With `embed` also those that ``libbnnumba_embed`` calls.
+    """
     from . import (
         BatchNorm,
         batch_norm_backward,
@@ -118,6 +121,14 @@ def warmup(dtypes: list[str]) -> None:
         moments(x, axis=axis).merge(saved.moments)
         seconds = time.perf_counter() - begin
         print(f"[{done}/{len(cases)}] {dtype} {shape}: {seconds:.1f} s so far", flush=True)
+    if embed:
+        from ._capi import entries
+
+        names = entries.names(*(dtype.replace("float", "f") for dtype in dtypes))
+        for done, name in enumerate(names, 1):
+            entries.entry(name)
+            seconds = time.perf_counter() - begin
+            print(f"[{done}/{len(names)}] {name}: {seconds:.1f} s so far", flush=True)
     kept = _cache_directory()
     print(
         f"compiled code is in {kept}"
@@ -149,6 +160,9 @@ def main(arguments: list[str] | None = None) -> int:
         default=["float32"],
         help="dtypes of the data to compile for (default: float32)",
     )
+    warm.add_argument(
+        "--embed", action="store_true", help="also what the C library libbnnumba_embed calls"
+    )
     c_library = commands.add_parser("config", help="tell C compilers where the C library is")
     config.add_options(c_library)
     options = parser.parse_args(arguments)
@@ -163,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
     else:
-        warmup(options.dtypes)
+        warmup(options.dtypes, options.embed)
     return 0
 
 

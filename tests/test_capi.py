@@ -280,6 +280,30 @@ def test_cmake_takes_a_version_of_the_same_major_number(installed, wanted, fits,
 
 @pytest.mark.slow
 @needs("cc")
+def test_a_second_process_with_the_embedded_library_compiles_nothing(tmp_path):
+    source, binary, cache = tmp_path / "twice.c", tmp_path / "twice", tmp_path / "cache"
+    source.write_text("""
+        #include <bnnumba.h>
+
+        int main(void)
+        {
+            float x[6] = {1, 2, 3, 4, 5, 6};
+            double mean[3], m2[3];
+            return bnnumba_moments(BNNUMBA_FLOAT32, BNNUMBA_NCS, 2, 3, 1, x, 0, mean, m2)
+                || mean[0] != 2.5;
+        }
+    """)
+    run("cc", *C99, source, "-o", binary, *link("bnnumba_embed"))
+    env = {"BNNUMBA_PYTHON_ENV": sys.prefix, "NUMBA_CACHE_DIR": str(cache)}
+    run(binary, env=env)
+    saved = {path: path.stat().st_mtime_ns for path in cache.rglob("entries.*.nbc")}
+    assert len(saved) == 3  # to choose, to collect and to merge
+    run(binary, env=env)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("entries.*.nbc")} == saved
+
+
+@pytest.mark.slow
+@needs("cc")
 def test_hot_calls_of_the_embedded_library_do_not_take_the_gil(tmp_path):
     source, binary = tmp_path / "gil.c", tmp_path / "gil"
     source.write_text(r"""

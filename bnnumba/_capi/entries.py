@@ -25,7 +25,7 @@ from .job import (
     scratch,
 )
 
-__all__ = ["entry", "names"]
+__all__ = ["DTYPES", "entry", "names"]
 
 # What the elements of data are seen as, see `bnnumba.cpu.storage`.
 DTYPES = {"f32": types.float32, "f64": types.float64, "f16": types.int16, "bf16": types.uint16}
@@ -234,9 +234,10 @@ def _table():
 _ENTRIES = _table()
 
 
-def names() -> list[str]:
-    """Return the names of all entries."""
-    return list(_ENTRIES)
+def names(*dtypes: str) -> list[str]:
+    """Return the names of all entries, or of those that calls on data of some ``DTYPES`` take."""
+    wanted = [DTYPES[dtype] for dtype in dtypes or DTYPES]
+    return [name for name, (_, job) in _ENTRIES.items() if not job.ndim or job.dtype in wanted]
 
 
 def entry(name: str, keep: bool = True):
