@@ -18,13 +18,13 @@ from .gradient_sums import (
 from .jit import by_rank, inlined, part
 from .memory import (
     REPEATED,
+    adjacent,
     fill,
     load,
     load_f64,
     load_lanes,
     load_part,
     row_at,
-    side_by_side,
     store,
     store_lanes,
     store_part,
@@ -34,7 +34,18 @@ from .memory import (
 from .normalize import columns_of_channel, store_live
 from .plan import slab_bounds
 from .prefetching import prefetch, prefetch_distance
-from .simd import blend, bounded, canonical, fma, hsum, lanes, rounded, splat, splat_f64
+from .simd import (
+    blend,
+    bounded,
+    canonical,
+    fma,
+    hsum,
+    lanes,
+    rounded,
+    splat,
+    splat_f64,
+    zeros_f64x16,
+)
 from .sums import (
     RUN,
     SEGMENT,
@@ -54,12 +65,12 @@ from .sums import (
 def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu):
     """Write the two sums over one slab of x[n, c, s] for a range of channels."""
     n, _, s = x.shape
-    zero = splat_f64(0.0)
     span = (end - begin) * s - prefetch_distance(x)
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     for c in range(begin, end):
-        for at in range((c - begin) * 8 * WORKSPACE, (c - begin) * 8 * WORKSPACE + 32, 8):
-            store(work, at, zero)
+        at = (c - begin) * 8 * WORKSPACE
+        store(work, at, zeros_f64x16())
+        store(work, at + 16, zeros_f64x16())
     rows = rows_of_run(s1 - s0)
     for i in range(n0, n1):
         folds = (i + 1 - n0) % rows == 0
@@ -76,7 +87,6 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
                 )
                 if folds:
                     fold(work, at, at + 16)
-                    fold(work, at + 8, at + 24)
     for c in range(begin, end):
         at = (c - begin) * 8 * WORKSPACE
         sum_dy[c] = hsum(load_f64(work, at) + load_f64(work, at + 16))
@@ -127,7 +137,7 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
                     at += 16
                     line += 16 * taken
             accumulate_gradient_part(row, grad, stride, grad_stride, taken, at, size, width, work)
-        for at in range(0, 2 * width, 8):
+        for at in range(0, 2 * width, 16):
             fold(work, at, 2 * width + at)
     rest = (n1 - n0 - rows * together) * columns
     begins = (n0 + rows * together, column)
@@ -238,7 +248,7 @@ def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, ahead, reach):
     streaming = plan.streaming != 0
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
-    together = side_by_side(x) and side_by_side(dy) and side_by_side(dx)
+    together = adjacent(x) and adjacent(dy) and adjacent(dx)
     run = max(1, end - begin) if together and s1 - s0 == s else 1
     for i in range(n0, n1):
         for c in range(begin, end, run):
@@ -292,7 +302,7 @@ def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, ahead, reach):
     streaming = plan.streaming != 0
     rows, columns = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
-    together = side_by_side(x) and side_by_side(dy) and side_by_side(dx)
+    together = adjacent(x) and adjacent(dy) and adjacent(dx)
     run = max(1, n1 - n0) if together and end - begin == columns else 1
     for i in range(n0, n1, run):
         row, grad, out = row_at(x, (i,)), row_at(dy, (i,)), row_at(dx, (i,))

@@ -45,6 +45,8 @@ def _source_stamp(directory):
 
 def _keep(compiled, function):
     """Keep in the cache what is compiled of a function, where that can be written."""
+    if config.DISABLE_JIT:
+        return
     try:
         compiled.enable_caching()
     except RuntimeError:  # no directory for the cache can be written: compile in each process

@@ -8,7 +8,9 @@ one element, except for `stream`.
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, models, register_model
+from numba.np import arrayobj
 
 from .jit import inlined
 from .simd import (
@@ -17,8 +19,10 @@ from .simd import (
     I16,
     I32,
     I64,
+    Vector,
     emit_mask,
     f64x8,
+    f64x16,
     lanes,
     vector_of,
 )
@@ -118,6 +122,29 @@ def row_at(typingctx, array, index):
 
 
 @intrinsic
+def shaped(typingctx, like, numbers, first, shape):
+    """Return the contiguous array of a shape that begins at ``numbers[first]``.
+
+    Its elements are of the precision that `like` is computed in, and `first` counts those. NumPy's
+    ways, ``view`` and ``reshape``, take long to compile.
+    """
+    kind = types.Array(vector_of(like).scalar, len(shape), "C")
+
+    def codegen(context, builder, sig, args):
+        _, numbers, first, shape = args
+        owner = context.make_array(sig.args[1])(context, builder, numbers)
+        array = context.make_array(kind)(context, builder)
+        at = builder.gep(builder.bitcast(owner.data, array.data.type), [first])
+        extents, strides = cgutils.unpack_tuple(builder, shape), [I64(storage(kind)[1])]
+        for extent in reversed(extents[1:]):
+            strides.insert(0, builder.mul(strides[0], extent))
+        arrayobj.populate_array(array, at, extents, strides, strides[-1], owner.meminfo)
+        return impl_ret_borrowed(context, builder, kind, array._getvalue())
+
+    return kind(like, numbers, types.int64, shape), codegen
+
+
+@intrinsic
 def load(typingctx, array, index):
     """Return the vector of elements that begins at ``array[index]``."""
     vector = vector_of(array)
@@ -139,15 +166,26 @@ def load_f64(typingctx, array, index):
 
 
 @intrinsic
-def load_pivot(typingctx, pivots, index):
-    """Return ``load_f64(pivots, index)``, or None where the pivots are None."""
-    if isinstance(pivots, types.NoneType):
-        return pivots(pivots, types.int64), lambda context, builder, sig, args: args[0]
+def load_f64x16(typingctx, array, index):
+    """Return 16 elements from ``array[index]`` on, as float64, or None where the array is None."""
+    if isinstance(array, types.NoneType):
+        return array(array, types.int64), lambda context, builder, sig, args: args[0]
 
     def codegen(context, builder, sig, args):
-        return _emit_load(context, builder, sig.args[0], *args, f64x8)
+        return _emit_load(context, builder, sig.args[0], *args, f64x16)
 
-    return f64x8(pivots, types.int64), codegen
+    return f64x16(array, types.int64), codegen
+
+
+@intrinsic
+def element(typingctx, array, index):
+    """Return ``array[index]`` as float64."""
+
+    def codegen(context, builder, sig, args):
+        single = _emit_load(context, builder, sig.args[0], *args, Vector(types.float64, 1))
+        return builder.extract_element(single, I32(0))
+
+    return types.float64(array, types.int64), codegen
 
 
 @intrinsic
@@ -226,7 +264,7 @@ def unaligned(typingctx, array, index):
 
 
 @inlined
-def side_by_side(x):
+def adjacent(x):
     """Return whether the rows x[n, c] of x[n, c, s], or x[r] of x[r, q], follow on each other."""
     return x.shape[-2] == 1 or x.strides[-2] == x.shape[-1] * x.itemsize
 

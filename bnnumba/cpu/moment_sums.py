@@ -10,15 +10,28 @@ be rounded the same way, and such errors do not average out.
 """
 
 from .jit import inlined, part
-from .memory import load_f64, load_f64_part, load_lanes, load_pivot, row_at, store
+from .memory import (
+    element,
+    load_f64,
+    load_f64_part,
+    load_f64x16,
+    load_lanes,
+    row_at,
+    store,
+)
 from .prefetching import BLOCK, prefetch, prefetch_run
-from .simd import blend, difference, fma, hsum, rounded, splat_f64, zero_where_less
-
-
-@inlined
-def first_of(row, i):
-    """Return one element as float64."""
-    return hsum(load_f64_part(row, i, 1))
+from .simd import (
+    blend,
+    difference,
+    fma,
+    half_sum,
+    hsum,
+    joined,
+    rounded,
+    splat_f64,
+    zero_where_less,
+    zeros_f64x16,
+)
 
 
 @inlined
@@ -27,7 +40,7 @@ def pivot_of(x, c, row0, row1, s0, s1):
 
     They begin at ``x[row, c]``.
     """
-    first = first_of(row_at(x, (row0, c)), s0)
+    first = element(row_at(x, (row0, c)), s0)
     start = splat_f64(first)
     total = square = splat_f64(0.0)
     width = min(s1 - s0, BLOCK)
@@ -65,76 +78,70 @@ def pivots_of_columns(x, row0, rows, column, live):
 
 
 @part
-def accumulate_row(row, s0, s1, k, ahead, turn, sums, at):
+def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
     """Add sum(d) and sum(d^2) of ``row[s0:s1]`` to the lanes ``sums[at:at + 16]``.
 
-    d is relative to `k`, lanes of the pivot, or None where that is 0. `ahead` is the row that comes
-    after this one's neighbours: see `prefetch_run`.
+    d is relative to the pivot, which is None where that is 0. `ahead` is the row that comes after
+    this one's neighbours: see `prefetch_run`.
     """
-    # Sums of squares wait for longer, so that there are four of them; with four sums as well the
+    # Sums of squares wait for longer, so that there are two of them; with two sums as well the
     # registers of AVX2 would not do (in the cache twice as long).
-    a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
-    a1 = q1 = q2 = q3 = splat_f64(0.0)
+    a = q = r = zeros_f64x16()
     i = s0
     while i + BLOCK <= s1:
         prefetch_run(row, ahead, i, turn)
         for _ in range(2):
-            d0, d1 = difference(load_f64(row, i), k), difference(load_f64(row, i + 8), k)
-            a0, a1 = a0 + d0, a1 + d1
-            q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
-            d2, d3 = difference(load_f64(row, i + 16), k), difference(load_f64(row, i + 24), k)
-            a0, a1 = a0 + d2, a1 + d3
-            q2, q3 = fma(d2, d2, q2), fma(d3, d3, q3)
+            d = difference(load_f64x16(row, i), pivot)
+            a, q = a + d, fma(d, d, q)
+            d = difference(load_f64x16(row, i + 16), pivot)
+            a, r = a + d, fma(d, d, r)
             i += 32
     if i < s1:
         prefetch_run(row, ahead, i, turn)
     while i + 16 <= s1:
-        d0, d1 = difference(load_f64(row, i), k), difference(load_f64(row, i + 8), k)
-        a0, a1 = a0 + d0, a1 + d1
-        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+        d = difference(load_f64x16(row, i), pivot)
+        a, q = a + d, fma(d, d, q)
         i += 16
+    total, square = load_f64(sums, at) + half_sum(a), load_f64(sums, at + 8) + half_sum(q + r)
     if i + 8 <= s1:
-        d0 = difference(load_f64(row, i), k)
-        a0, q0 = a0 + d0, fma(d0, d0, q0)
+        e = difference(load_f64(row, i), pivot)
+        total, square = total + e, fma(e, e, square)
         i += 8
     if i < s1:
         live = s1 - i
-        d1 = blend(difference(load_f64_part(row, i, live), k), splat_f64(0.0), live)
-        a1, q1 = a1 + d1, fma(d1, d1, q1)
-    store(sums, at, a0 + a1)
-    store(sums, at + 8, (q0 + q1) + (q2 + q3))
+        e = blend(difference(load_f64_part(row, i, live), pivot), splat_f64(0.0), live)
+        total, square = total + e, fma(e, e, square)
+    store(sums, at, total)
+    store(sums, at + 8, square)
 
 
 @part
-def accumulate_short_rows(row, other, s0, s1, k, ahead, other_ahead, turn, sums, at):
+def accumulate_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, sums, at):
     """Do `accumulate_row` for the rows of one channel in two images."""
-    a0, q0 = load_f64(sums, at), load_f64(sums, at + 8)
-    a1 = q1 = splat_f64(0.0)
+    a = q = zeros_f64x16()
     i = s0
     while i + BLOCK <= s1:
         prefetch_run(row, ahead, i, turn)
         prefetch_run(other, other_ahead, i, turn)
         for _ in range(8):
-            d0, d1 = difference(load_f64(row, i), k), difference(load_f64(other, i), k)
-            a0, a1 = a0 + d0, a1 + d1
-            q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+            d = difference(joined(load_f64(row, i), load_f64(other, i)), pivot)
+            a, q = a + d, fma(d, d, q)
             i += 8
     if i < s1:
         prefetch_run(row, ahead, i, turn)
         prefetch_run(other, other_ahead, i, turn)
     while i + 8 <= s1:
-        d0, d1 = difference(load_f64(row, i), k), difference(load_f64(other, i), k)
-        a0, a1 = a0 + d0, a1 + d1
-        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
+        d = difference(joined(load_f64(row, i), load_f64(other, i)), pivot)
+        a, q = a + d, fma(d, d, q)
         i += 8
+    total, square = load_f64(sums, at) + half_sum(a), load_f64(sums, at + 8) + half_sum(q)
     if i < s1:
-        live = s1 - i
-        d0 = blend(difference(load_f64_part(row, i, live), k), splat_f64(0.0), live)
-        d1 = blend(difference(load_f64_part(other, i, live), k), splat_f64(0.0), live)
-        a0, a1 = a0 + d0, a1 + d1
-        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
-    store(sums, at, a0 + a1)
-    store(sums, at + 8, q0 + q1)
+        live, nothing = s1 - i, splat_f64(0.0)
+        e = blend(difference(load_f64_part(row, i, live), pivot), nothing, live)
+        f = blend(difference(load_f64_part(other, i, live), pivot), nothing, live)
+        total, square = total + (e + f), fma(e, e, fma(f, f, square))
+    store(sums, at, total)
+    store(sums, at + 8, square)
 
 
 @inlined
@@ -143,7 +150,7 @@ def add_row(row, s0, s1, pivot, ahead, turn, sums, at):
     if pivot == 0.0:
         accumulate_row(row, s0, s1, None, ahead, turn, sums, at)
     else:
-        accumulate_row(row, s0, s1, splat_f64(pivot), ahead, turn, sums, at)
+        accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at)
 
 
 @inlined
@@ -152,8 +159,7 @@ def add_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, sums, at
     if pivot == 0.0:
         accumulate_short_rows(row, other, s0, s1, None, ahead, other_ahead, turn, sums, at)
     else:
-        k = splat_f64(pivot)
-        accumulate_short_rows(row, other, s0, s1, k, ahead, other_ahead, turn, sums, at)
+        accumulate_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, sums, at)
 
 
 @part
@@ -164,21 +170,17 @@ def accumulate_columns(row, stride, rows, at, ahead, line, width, work, pivots):
     line from `ahead` is fetched for each. The pivots stand in `work`; `pivots` is that, or None
     where all are 0.
     """
-    q = at
-    k0, k1 = load_pivot(pivots, 4 * width + at), load_pivot(pivots, 4 * width + at + 8)
-    a0, a1 = load_f64(work, at), load_f64(work, at + 8)
-    q0, q1 = load_f64(work, width + at), load_f64(work, width + at + 8)
+    i = at
+    k = load_f64x16(pivots, 4 * width + at)
+    a, q = load_f64x16(work, at), load_f64x16(work, width + at)
     for _ in range(rows):
         prefetch(ahead, line)
         line += 16
-        d0, d1 = difference(load_f64(row, q), k0), difference(load_f64(row, q + 8), k1)
-        a0, a1 = a0 + d0, a1 + d1
-        q0, q1 = fma(d0, d0, q0), fma(d1, d1, q1)
-        q += stride
-    store(work, at, a0)
-    store(work, at + 8, a1)
-    store(work, width + at, q0)
-    store(work, width + at + 8, q1)
+        d = difference(load_f64x16(row, i), k)
+        a, q = a + d, fma(d, d, q)
+        i += stride
+    store(work, at, a)
+    store(work, width + at, q)
 
 
 @part

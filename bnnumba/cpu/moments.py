@@ -18,19 +18,18 @@ from it), hence d = 0 and m2 = 0 exactly.
 """
 
 from .jit import by_rank, inlined, part
-from .memory import fill, load_f64, load_lanes, row_at, store, store_lanes
+from .memory import element, fill, load_f64, load_lanes, row_at, store, store_lanes
 from .moment_sums import (
     accumulate_columns,
     accumulate_part,
     add_row,
     add_short_rows,
-    first_of,
     pivot_of,
     pivots_of_columns,
 )
 from .plan import slab_bounds
 from .prefetching import prefetch_distance
-from .simd import all_zero, hsum, middle, or_zero, positive_part, splat_f64
+from .simd import all_zero, hsum, middle, or_zero, positive_part, splat_f64, zeros_f64x16
 from .sums import (
     RUN,
     SEGMENT,
@@ -109,13 +108,12 @@ def merge_slabs(begin, end, n, s, plan, partial, mean, m2, rest):
 def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
     """Write the moments of one slab of x[n, c, s], the mean relative to `origin`."""
     n, _, s = x.shape
-    zero = splat_f64(0.0)
     span = (end - begin) * s - prefetch_distance(x)
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     for c in range(begin, end):
-        first, last = first_of(row_at(x, (0, c)), 0), first_of(row_at(x, (n - 1, c)), s - 1)
-        between = first_of(row_at(x, (n // 2, c)), s // 2)
-        origin[c] = max(min(first, between), min(max(first, between), last))
+        first, last = element(row_at(x, (0, c)), 0), element(row_at(x, (n - 1, c)), s - 1)
+        between = element(row_at(x, (n // 2, c)), s // 2)
+        origin[c] = middle(first, between, last)
     count = 0
     for row0 in range(n0, n1, plan.chunk_rows):
         row1 = min(n1, row0 + plan.chunk_rows)
@@ -123,8 +121,8 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
             column1 = min(s1, column0 + plan.chunk_columns)
             for c in range(begin, end):
                 at = (c - begin) * 8 * WORKSPACE
-                for level in range(at, at + 32, 8):
-                    store(work, level, zero)
+                store(work, at, zeros_f64x16())
+                store(work, at + 16, zeros_f64x16())
                 work[at + 32] = pivot_of(x, c, row0, row1, column0, column1)
             together = 2 if column1 - column0 <= PAIRED_ROW else 1
             rows = max(1, rows_of_run(column1 - column0) // together) * together
@@ -144,14 +142,12 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
                         )  # fmt: skip
                         if folds:
                             fold(work, at, at + 16)
-                            fold(work, at + 8, at + 24)
                     else:
                         for first in range(column0, column1, SEGMENT):
                             last = min(column1, first + SEGMENT)
                             add_row(row, first, last, pivot, ahead, turn, work, at)
                             if folds:
                                 fold(work, at, at + 16)
-                                fold(work, at + 8, at + 24)
             size = (row1 - row0) * (column1 - column0)
             for c in range(begin, end):
                 at = (c - begin) * 8 * WORKSPACE
@@ -233,7 +229,7 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
                         line += 16 * taken
                 accumulate_part(row, stride, taken, at, size, width, work)
             if stop < rows:
-                for at in range(0, 2 * width, 8):
+                for at in range(0, 2 * width, 16):
                     fold(work, at, 2 * width + at)
         rest = (row1 - row0 - rows * together) * columns
         row = row_at(x, (row0 + rows * together, column))

@@ -11,12 +11,12 @@ import math
 from .jit import by_rank, inlined, part
 from .memory import (
     REPEATED,
+    adjacent,
     fill,
     load,
     load_lanes,
     load_part,
     row_at,
-    side_by_side,
     store,
     store_lanes,
     store_part,
@@ -172,7 +172,7 @@ def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, ahead, reach):
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     # A step that the compiler knows not to be 0 leaves no path that raises an exception.
-    together = side_by_side(x) and side_by_side(y) and s1 - s0 == s
+    together = adjacent(x) and adjacent(y) and s1 - s0 == s
     run = max(1, end - begin) if together else 1
     for i in range(n0, n1):
         for c in range(begin, end, run):
@@ -266,7 +266,7 @@ def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, ahead, reach):
         while n0 + 2 <= n1:
             normalize_wide_rows(x, n0, begin, end, coefs, y, streaming)
             n0 += 2
-    whole = end - begin == columns and side_by_side(x) and side_by_side(y)
+    whole = end - begin == columns and adjacent(x) and adjacent(y)
     run = max(1, n1 - n0) if whole else 1
     for i in range(n0, n1, run):
         row, out = row_at(x, (i,)), row_at(y, (i,))

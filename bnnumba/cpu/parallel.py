@@ -7,11 +7,9 @@ threads do the items (`bnnumba.cpu.worksharing`); results are the same to the bi
 import math
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from .jit import Strided, inlined
-from .memory import REPEATED, unaligned
+from .memory import REPEATED, shaped, unaligned
 from .normalize import inverse_std, write_inverse_std
 from .plan import Plan
 from .ranges import (
@@ -42,14 +40,20 @@ def room(out, channels, slabs, fields, rows):
     """
     columns = out.shape[1] + REPEATED
     size = slabs * fields * channels
-    flat = np.empty(size + rows * columns + 2 * REPEATED)
-    first = size + unaligned(flat, size)
-    table = flat[first:].view(_precision(out))
+    numbers = np.empty(size + rows * columns + 2 * REPEATED)
+    line = (size + unaligned(numbers, size)) * lanes(out) // lanes(numbers)
     lead = -unaligned(out, 0) % lanes(out)
     return (
-        flat[:size].reshape(slabs, fields, channels),
-        table[lead : lead + rows * columns].reshape(rows, columns),
+        shaped(numbers, numbers, 0, (slabs, fields, channels)),
+        shaped(out, numbers, line + lead, (rows, columns)),
     )
+
+
+@inlined
+def partial_room(slabs, fields, channels):
+    """Return room for partial results."""
+    numbers = np.empty(slabs * fields * channels)
+    return shaped(numbers, numbers, 0, (slabs, fields, channels))
 
 
 @inlined
@@ -59,16 +63,6 @@ def plan_of(packed):
         packed[0], packed[1], packed[2], packed[3], packed[4], packed[5], packed[6], packed[7],
         packed[8],
     )  # fmt: skip
-
-
-def _precision(x):
-    return np.float64 if x.dtype == np.float64 else np.float32
-
-
-@overload(_precision)
-def _overload_precision(x):
-    dtype = np.float64 if x.dtype == types.float64 else np.float32
-    return lambda x: dtype
 
 
 def _forward(team, packed, x, weight, bias, eps, stats, y):
@@ -86,7 +80,7 @@ def _forward_blocks(begin, end, x, plan, weight, bias, eps, partial, coefs, stat
 
 def _collect(team, packed, x, eps, stats):
     plan, channels = plan_of(packed), stats.shape[1]
-    partial = np.empty((plan.slabs, 3, channels))
+    partial = partial_room(plan.slabs, 3, channels)
     items = plan.slabs * ((channels + plan.block - 1) // plan.block)
     _collect_items(team, items, x, plan, partial)
     n = x.shape[0]
@@ -142,7 +136,7 @@ def _backward_blocks(begin, end, x, dy, plan, weight, stats, partial, coefs, dx,
 
 def _reduce(team, packed, x, dy, mean, rest, invstd, sums, dweight, dbias):
     plan, channels = plan_of(packed), mean.size
-    partial = np.empty((plan.slabs, 2, channels))
+    partial = partial_room(plan.slabs, 2, channels)
     items = plan.slabs * ((channels + plan.block - 1) // plan.block)
     _reduce_items(team, items, x, dy, plan, mean, partial)
     sums_range(0, channels, plan, partial, rest, invstd, sums, dweight, dbias)

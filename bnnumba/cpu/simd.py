@@ -28,6 +28,7 @@ class Vector(types.Type):
 
 f32x16 = Vector(types.float32, 16)
 f64x8 = Vector(types.float64, 8)
+f64x16 = Vector(types.float64, 16)
 
 
 @register_model(Vector)
@@ -174,6 +175,43 @@ def canonical(typingctx, scalar):
 
 
 @intrinsic
+def zeros_f64x16(typingctx):
+    """Return 16 lanes of 0."""
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(context.get_value_type(f64x16), None)
+
+    return f64x16(), codegen
+
+
+@intrinsic
+def joined(typingctx, a, b):
+    """Return 16 lanes, those of two vectors of 8."""
+
+    def codegen(context, builder, sig, args):
+        every = ir.Constant(ir.VectorType(I32, 16), list(range(16)))
+        return builder.shuffle_vector(*args, every)
+
+    return f64x16(a, b), codegen
+
+
+def _emit_half(builder, value, first):
+    count = value.type.count // 2
+    some = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
+    return builder.shuffle_vector(value, value, some)
+
+
+@intrinsic
+def half_sum(typingctx, value):
+    """Return 8 lanes, the first half of 16 plus the second."""
+
+    def codegen(context, builder, sig, args):
+        return builder.fadd(_emit_half(builder, args[0], 0), _emit_half(builder, args[0], 8))
+
+    return f64x8(value), codegen
+
+
+@intrinsic
 def splat_f64(typingctx, scalar):
     """Return 8 lanes of one float64 scalar."""
 
@@ -250,12 +288,18 @@ def middle(typingctx, a, b, c):
 
 @intrinsic
 def difference(typingctx, value, pivot):
-    """Return ``value - pivot``, or without an operation the value, where the pivot is None."""
+    """Return ``value - pivot``, or without an operation the value, where the pivot is None.
+
+    The pivot may be one number for all lanes.
+    """
     if isinstance(pivot, types.NoneType):
         return value(value, pivot), lambda context, builder, sig, args: args[0]
 
     def codegen(context, builder, sig, args):
-        return builder.fsub(*args)
+        value, pivot = args
+        if pivot.type == DOUBLE:
+            pivot = _emit_splat(builder, pivot, value.type.count)
+        return builder.fsub(value, pivot)
 
     return value(value, pivot), codegen
 
@@ -302,15 +346,10 @@ def hsum(typingctx, value):
 
     def codegen(context, builder, sig, args):
         vector = args[0]
-        count = vector.type.count
-        while count > 1:
-            count //= 2
-            low = ir.Constant(ir.VectorType(I32, count), list(range(count)))
-            high = ir.Constant(ir.VectorType(I32, count), list(range(count, 2 * count)))
-            vector = builder.fadd(
-                builder.shuffle_vector(vector, vector, low),
-                builder.shuffle_vector(vector, vector, high),
-            )
+        while vector.type.count > 1:
+            half = vector.type.count // 2
+            low, high = _emit_half(builder, vector, 0), _emit_half(builder, vector, half)
+            vector = builder.fadd(low, high)
         return builder.extract_element(vector, I32(0))
 
     return value.scalar(value), codegen

@@ -6,7 +6,7 @@ side are taken together, as one. Runs of additions are folded into a second leve
 """
 
 from .jit import inlined, part
-from .memory import load_f64, load_lanes, row_at, side_by_side, store, store_lanes
+from .memory import adjacent, load_f64, load_f64x16, load_lanes, row_at, store, store_lanes
 from .prefetching import prefetch_distance
 from .simd import hsum, or_zero, splat_f64
 
@@ -49,14 +49,14 @@ def rows_together(x, other, rows, columns):
     Those are rows of x and of another array, and all their columns.
     """
     together = rows_in_one(columns)
-    whole = columns == x.shape[1] and side_by_side(x) and side_by_side(other)
+    whole = columns == x.shape[1] and adjacent(x) and adjacent(other)
     return together if whole and rows >= 8 * together else 1
 
 
 @inlined
 def fold(work, at, to):
-    """Add 8 lanes of sums to those of the level above; what rounding takes from these stays."""
-    here, above = load_f64(work, at), load_f64(work, to)
+    """Add 16 lanes of sums to those of the level above; what rounding takes from these stays."""
+    here, above = load_f64x16(work, at), load_f64x16(work, to)
     total = above + here
     part = total - above
     store(work, to, total)
