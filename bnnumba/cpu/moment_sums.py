@@ -34,49 +34,6 @@ from .simd import (
 )
 
 
-@inlined
-def pivot_of(x, c, row0, row1, s0, s1):
-    """Return the mean of some first values of a chunk, of several rows where they are short, or 0.
-
-    They begin at ``x[row, c]``.
-    """
-    first = element(row_at(x, (row0, c)), s0)
-    start = splat_f64(first)
-    total = square = splat_f64(0.0)
-    width = min(s1 - s0, BLOCK)
-    rows = min(row1 - row0, (BLOCK + width - 1) // width)
-    for r in range(row0, row0 + rows):
-        row = row_at(x, (r, c))
-        i = s0
-        while i + 8 <= s0 + width:
-            d = load_f64(row, i) - start
-            total, square = total + d, fma(d, d, square)
-            i += 8
-        if i < s0 + width:
-            live = s0 + width - i
-            d = blend(load_f64_part(row, i, live) - start, splat_f64(0.0), live)
-            total, square = total + d, fma(d, d, square)
-    offset = hsum(total) / (rows * width)
-    variance = hsum(square) / (rows * width) - offset * offset
-    pivot = first + offset
-    return 0.0 if pivot * pivot <= variance else rounded(x, pivot)
-
-
-@inlined
-def pivots_of_columns(x, row0, rows, column, live):
-    """Return the means of some first values of up to 8 columns of x[r, q], or 0 for a column."""
-    first = load_lanes(row_at(x, (row0,)), column, live)
-    total = square = splat_f64(0.0)
-    for i in range(row0 + 1, row0 + rows):
-        d = load_lanes(row_at(x, (i,)), column, live) - first
-        total, square = total + d, fma(d, d, square)
-    size = splat_f64(float(rows))
-    offset = total / size
-    variance = square / size - offset * offset
-    pivot = first + offset
-    return zero_where_less(rounded(x, pivot), pivot * pivot, variance)
-
-
 @part
 def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
     """Add sum(d) and sum(d^2) of ``row[s0:s1]`` to the lanes ``sums[at:at + 16]``.
@@ -144,6 +101,27 @@ def accumulate_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, s
     store(sums, at + 8, square)
 
 
+@part
+def begin_rows(x, c, row0, row1, s0, s1, work, at):
+    """Write the pivot of a chunk to ``work[at + 32]``, and zeros to the sums before it.
+
+    It is the mean of some first values, of several rows where they are short, or 0.
+    """
+    first = element(row_at(x, (row0, c)), s0)
+    width = min(s1 - s0, BLOCK)
+    rows = min(row1 - row0, (BLOCK + width - 1) // width)
+    store(work, at, zeros_f64x16())
+    for r in range(row0, row0 + rows):
+        row = row_at(x, (r, c))
+        accumulate_row(row, s0, s0 + width, first, row, 0, work, at)
+    offset = hsum(load_f64(work, at)) / (rows * width)
+    variance = hsum(load_f64(work, at + 8)) / (rows * width) - offset * offset
+    pivot = first + offset
+    work[at + 32] = 0.0 if pivot * pivot <= variance else rounded(x, pivot)
+    store(work, at, zeros_f64x16())
+    store(work, at + 16, zeros_f64x16())
+
+
 @inlined
 def add_row(row, s0, s1, pivot, ahead, turn, sums, at):
     """Do `accumulate_row` with a pivot that may be 0."""
@@ -196,3 +174,25 @@ def accumulate_part(row, stride, rows, at, end, width, work):
         store(work, at, a0)
         store(work, width + at, q0)
         at += 8
+
+
+@part
+def begin_columns(x, row0, rows, column, columns, width, work):
+    """Write the pivots of the columns of a chunk behind their sums, and zeros to those.
+
+    They are the means of some first rows, or 0.
+    """
+    row, pivots = row_at(x, (row0, column)), 4 * width
+    for at in range(0, columns, 8):
+        store(work, pivots + at, load_lanes(row, at, columns - at))
+    for at in range(0, 2 * width, 16):
+        store(work, at, zeros_f64x16())
+    accumulate_part(row, x.strides[0] // x.itemsize, rows, 0, columns, width, work)
+    count = splat_f64(float(rows))
+    for at in range(0, columns, 8):
+        offset = load_f64(work, at) / count
+        variance = load_f64(work, width + at) / count - offset * offset
+        pivot = load_f64(work, pivots + at) + offset
+        store(work, pivots + at, zero_where_less(rounded(x, pivot), pivot * pivot, variance))
+    for at in range(0, 4 * width, 16):
+        store(work, at, zeros_f64x16())

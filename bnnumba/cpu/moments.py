@@ -24,12 +24,12 @@ from .moment_sums import (
     accumulate_part,
     add_row,
     add_short_rows,
-    pivot_of,
-    pivots_of_columns,
+    begin_columns,
+    begin_rows,
 )
 from .plan import slab_bounds
 from .prefetching import prefetch_distance
-from .simd import all_zero, hsum, middle, or_zero, positive_part, splat_f64, zeros_f64x16
+from .simd import all_zero, hsum, middle, or_zero, positive_part, splat_f64
 from .sums import (
     RUN,
     SEGMENT,
@@ -121,9 +121,7 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
             column1 = min(s1, column0 + plan.chunk_columns)
             for c in range(begin, end):
                 at = (c - begin) * 8 * WORKSPACE
-                store(work, at, zeros_f64x16())
-                store(work, at + 16, zeros_f64x16())
-                work[at + 32] = pivot_of(x, c, row0, row1, column0, column1)
+                begin_rows(x, c, row0, row1, column0, column1, work, at)
             together = 2 if column1 - column0 <= PAIRED_ROW else 1
             rows = max(1, rows_of_run(column1 - column0) // together) * together
             for i in range(row0, row1, together):
@@ -193,18 +191,15 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
         stride = x.strides[0] // x.itemsize * together
         group, reach, stretches = row_group(x, size, columns == x.shape[1], 1)
         pivot_rows = max(1, min((row1 - row0) // 8, PIVOT_ROWS))
+        begin_columns(x, row0, pivot_rows, column, columns, width, work)
         unshifted = True
         for at in range(0, columns, 8):
-            pivot = pivots_of_columns(x, row0, pivot_rows, column + at, columns - at)
-            unshifted = unshifted and all_zero(pivot)
-            store(work, 4 * width + at, pivot)
+            unshifted = unshifted and all_zero(load_f64(work, 4 * width + at))
         if s > 1:
             for c in range(end - begin):
                 at = 4 * width + c * s
                 fill(work, at, s, splat_f64(work[at]))
         repeat_columns(work, 4 * width, columns, together)
-        for at in range(0, 4 * width, 8):
-            store(work, at, splat_f64(0.0))
         for start in range(0, rows, RUN):
             stop = min(rows, start + RUN)
             for first_row in range(start, stop, group):

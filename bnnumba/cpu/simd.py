@@ -189,10 +189,15 @@ def joined(typingctx, a, b):
     """Return 16 lanes, those of two vectors of 8."""
 
     def codegen(context, builder, sig, args):
-        every = ir.Constant(ir.VectorType(I32, 16), list(range(16)))
-        return builder.shuffle_vector(*args, every)
+        return emit_joined(builder, *args)
 
     return f64x16(a, b), codegen
+
+
+def emit_joined(builder, a, b):
+    """Return the lanes of two vectors as one."""
+    count = 2 * a.type.count
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, count), list(range(count))))
 
 
 def _emit_half(builder, value, first):
