@@ -10,6 +10,7 @@ import pytest
 from support import run_python
 
 import bnnumba
+from bnnumba._capi import entries
 
 
 def main(*arguments):
@@ -73,6 +74,15 @@ def test_warmup_shows_progress_and_leaves_nothing_to_compile():
         """,
         env=dict(os.environ),
     )
+
+
+def test_warmup_for_c_compiles_what_data_of_a_dtype_need():
+    found = entries.names("bf16")
+    assert {"choose", "merge", "forward_ncs_bf16", "input_rc_bf16", "coefficients_f32"} < {*found}
+    assert not [name for name in found if name.endswith(("_f16", "ncs_f64", "rc_f32"))]
+    everything = entries.names("f32", "f64", "f16", "bf16")
+    assert everything == entries.names()
+    assert len({*everything}) == len(everything)
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["info", "--nonsense"], ["config"], []])
