@@ -10,7 +10,6 @@ from numba import types
 from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, models, register_model
-from numba.np import arrayobj
 
 from .jit import inlined
 from .simd import (
@@ -132,6 +131,8 @@ def shaped(typingctx, like, numbers, first, shape):
     kind = types.Array(vector_of(like).scalar, len(shape), "C")
 
     def codegen(context, builder, sig, args):
+        from numba.np import arrayobj  # which takes long, and a process may compile nothing
+
         _, numbers, first, shape = args
         owner = context.make_array(sig.args[1])(context, builder, numbers)
         array = context.make_array(kind)(context, builder)
