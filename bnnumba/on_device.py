@@ -12,13 +12,23 @@ from typing import Any
 import numpy as np
 
 from . import gpu
-from .dispatch import Array, overlap, share
-from .errors import BnnumbaTypeError, BnnumbaValueError
+from .device_arguments import (
+    alike,
+    apart,
+    dense,
+    output,
+    overlapping,
+    per_channel,
+    same_device,
+    single,
+    views,
+)
+from .dispatch import Array
+from .errors import BnnumbaValueError
 from .gpu.driver import device
-from .gpu.launch import Call, canonical, copy_array, real_of, widest_of
-from .layout import candidates, fits, nearest, shared_layout
+from .gpu.launch import Call, copy_array, real_of
 from .results import Gradients, Moments, Saved
-from .validation import check_channels, check_out, check_running
+from .validation import check_running
 
 __all__ = [
     "backward",
@@ -80,117 +90,6 @@ def _moments_of(call: Call, stats: Any, count: int) -> Moments:
     return Moments._with_rest(count, mean, m2, left)
 
 
-def _here(x: Any, **others: Any) -> None:
-    """Raise unless all arrays are on the device of x; wait for the streams that they name."""
-    given = {name: array for name, array in others.items() if array is not None}
-    for name, array in given.items():
-        if array.device != x.device:
-            msg = (
-                f"{name}: expected an array on GPU {x.device}, as x, got one on GPU {array.device}"
-            )
-            raise BnnumbaTypeError(msg)
-    for stream in {array.stream for array in given.values()} - {None, x.stream}:
-        device(x.device).follow(x.stream or 0, stream)
-
-
-def _channels(library: Any, x: Any, channels: int, **named: Array | None) -> list[Any]:
-    """Return optional per-channel arguments."""
-    found = {
-        name: None if value is None else check_channels(name, value, library, channels)
-        for name, value in named.items()
-    }
-    _here(x, **found)
-    return list(found.values())
-
-
-def _dense(call: Call, array: Any, dtype: np.dtype | None = None) -> Any:
-    """Return a contiguous array of a dtype (its own unless given), itself or a copy."""
-    dtype = dtype or array.dtype
-    if dtype == array.dtype and (array.size < 2 or array.strides == (array.itemsize,)):
-        return array
-    copy = call.empty(array.shape, dtype, array)
-    copy_array(call, array, copy)
-    return copy
-
-
-def _alike(call: Call, *arrays: Any) -> list[Any]:
-    """Return parameters, where there are any, contiguous and in one dtype."""
-    kinds = {array.dtype for array in arrays if array is not None}
-    dtype = kinds.pop() if len(kinds) == 1 else _DOUBLE
-    return [None if array is None else _dense(call, array, dtype) for array in arrays]
-
-
-def _arranged(call: Call, array: Any, layout: Any) -> Any:
-    """Return a copy of an array with the strides of a layout."""
-    order = layout.order or tuple(range(array.ndim))
-    stored = call.empty(tuple(array.shape[a] for a in order), array.dtype, array)
-    copy = stored.transposed(np.argsort(order))
-    copy_array(call, array, copy)
-    return copy
-
-
-def _views(call: Call, axis: int, out: Any, *inputs: Any) -> tuple[Any, list[Any], Any]:
-    """Return a view of all arrays, the inputs and the output that it is of.
-
-    Those whose strides do not allow it are copied; the output then is another array than `out`.
-    """
-    arrays = [array for array in (*inputs, out) if array is not None]
-    first = inputs[0]
-    layout = shared_layout(axis, arrays)
-    if layout is None:
-        own = candidates(first.shape, first.strides, first.itemsize, axis)
-        layout = own[0] if own else nearest(first, axis)
-        seen = []
-        for array in arrays:
-            if fits(array, layout, axis):
-                seen.append(array)
-            elif array is out:
-                order = layout.order or tuple(range(out.ndim))
-                stored = call.empty(tuple(out.shape[a] for a in order), out.dtype, out)
-                seen.append(stored.transposed(np.argsort(order)))
-            else:
-                seen.append(_arranged(call, array, layout))
-        arrays = seen
-    kind = first.dtype.name
-    view = canonical(
-        layout, kind, widest_of(kind, call.device.traits), first.shape,
-        tuple(array.strides for array in arrays), tuple(array.address % 16 for array in arrays),
-    )  # fmt: skip
-    return view, arrays[: len(inputs)], arrays[-1]
-
-
-def _output(library: Any, array: Any, out: Array | None, **others: Any) -> Any:
-    """Return where to write what is like `array`: a new array or `out`, apart from all others."""
-    if out is None:
-        return library.empty_like(array)
-    found: Any = check_out(out, library, array)
-    _here(array, out=found)
-    for name, other in others.items():
-        if other is not None:
-            overlap("out", found.shadow(), name, other.shadow())
-    return found
-
-
-def _apart(mean: Any, var: Any, **others: Any) -> None:
-    """Raise if the running statistics share memory, with each other or with other arrays."""
-    if mean is not None and var is not None:
-        overlap("running_var", var.shadow(), "running_mean", mean.shadow(), in_place=False)
-    for name, other in others.items():
-        for own_name, own in (("running_mean", mean), ("running_var", var)):
-            if other is not None and own is not None:
-                overlap(own_name, own.shadow(), name, other.shadow(), in_place=False)
-
-
-def _share(a: Any, b: Any) -> bool:
-    return share(a.shadow(), b.shadow())
-
-
-def _single(value: float, array: Any) -> float:
-    """Return a number as the precision of an array's arithmetic has it."""
-    with np.errstate(over="ignore"):
-        return float(real_of(array.dtype.name).type(value))
-
-
 def training(
     library: Any, x: Array, array: Any, weight: Array | None, bias: Array | None,
     running_mean: Array | None, running_var: Array | None, counter: np.ndarray | None, count: int,
@@ -198,25 +97,25 @@ def training(
 ) -> tuple[Array, Saved]:  # fmt: skip
     """Do `batch_norm_training`."""
     channels = array.shape[axis]
-    scale, shift = _channels(library, array, channels, weight=weight, bias=bias)
+    scale, shift = per_channel(library, array, channels, weight=weight, bias=bias)
     mean, var = (
         None if value is None else check_running(name, value, library, channels)
         for name, value in (("running_mean", running_mean), ("running_var", running_var))
     )
-    _here(array, running_mean=mean, running_var=var)
-    _apart(mean, var, x=array, weight=scale, bias=shift)
+    same_device(array, running_mean=mean, running_var=var)
+    apart(mean, var, x=array, weight=scale, bias=shift)
     call, work = _call(library, array), None
-    y = _output(
+    y = output(
         library, array, out, x=array, weight=scale, bias=shift, running_mean=mean, running_var=var
     )
     with call.device:
         if array.size:
-            view, (seen,), target = _views(call, axis, y, array)
-            factor, offset = _alike(call, scale, shift)
-            new_mean, new_var = (m if m is None else _dense(call, m) for m in (mean, var))
+            view, (seen,), target = views(call, axis, y, array)
+            factor, offset = alike(call, scale, shift)
+            new_mean, new_var = (m if m is None else dense(call, m) for m in (mean, var))
             stats, work = gpu.forward(
-                call, view, seen, target, factor, offset, _single(eps, array), new_mean, new_var,
-                _single(momentum, array), _single(count - correction, array),
+                call, view, seen, target, factor, offset, single(eps, array), new_mean, new_var,
+                single(momentum, array), single(count - correction, array),
             )  # fmt: skip
             for given, new in ((y, target), (mean, new_mean), (var, new_var)):
                 if new is not given:
@@ -225,7 +124,7 @@ def training(
                 counter += 1
         else:
             stats = call.zeros((4, channels), real_of(array.dtype.name), array)
-    overwritten = out is not None and _share(y, array)
+    overwritten = out is not None and overlapping(y, array)
     saved = _DeviceSaved(
         x, array, weight, scale, stats, count, axis, library, True, overwritten
     )  # fmt: skip
@@ -240,19 +139,19 @@ def inference(
     """Do `batch_norm_inference`."""
     channels = array.shape[axis]
     names = ("mean", "var", "weight", "bias")
-    given = _channels(library, array, channels, mean=mean, var=var, weight=weight, bias=bias)
+    given = per_channel(library, array, channels, mean=mean, var=var, weight=weight, bias=bias)
     call = _call(library, array)
-    y = _output(library, array, out, x=array, **dict(zip(names, given, strict=True)))
+    y = output(library, array, out, x=array, **dict(zip(names, given, strict=True)))
     if array.size:
         with call.device:
-            _infer(call, array, axis, y, given, _single(eps, array))
+            _infer(call, array, axis, y, given, single(eps, array))
     return y.owner if out is None else out
 
 
 def _infer(call: Call, array: Any, axis: int, y: Any, given: list[Any], eps: float) -> None:
     """Normalize by given ``mean, var, weight, bias``."""
-    view, (seen,), target = _views(call, axis, y, array)
-    mean, var, scale, shift = _alike(call, *given)
+    view, (seen,), target = views(call, axis, y, array)
+    mean, var, scale, shift = alike(call, *given)
     gpu.infer(call, view, seen, target, scale, shift, mean, var, eps)
     if target is not y:
         copy_array(call, target, y)
@@ -264,32 +163,32 @@ def saved_inference(
 ) -> Saved:  # fmt: skip
     """Return what the backward pass of `inference` needs."""
     channels = array.shape[axis]
-    given = _channels(library, array, channels, mean=mean, var=var, weight=weight)
+    given = per_channel(library, array, channels, mean=mean, var=var, weight=weight)
     call = _call(library, array)
     with call.device:
         stats = call.empty((4, channels), real_of(array.dtype.name), array)
         if channels:
-            center, spread = _alike(call, *given[:2])
-            gpu.constant_stats(call, center, spread, _single(eps, array), stats)
+            center, spread = alike(call, *given[:2])
+            gpu.constant_stats(call, center, spread, single(eps, array), stats)
     count = array.size // channels if channels else 0
-    overwritten = out is not None and _share(library.enter("out", out), array)
+    overwritten = out is not None and overlapping(library.enter("out", out), array)
     return _DeviceSaved(x, array, weight, given[2], stats, count, axis, library, False, overwritten)
 
 
 def backward(dy: Any, saved: Any, out: Array | None) -> Gradients:
     """Do `batch_norm_backward`."""
     library, array, axis = saved._library, saved._array, saved._axis
-    _here(array, grad_output=dy)
+    same_device(array, grad_output=dy)
     call = _call(library, array)
     scale, channels = saved._scale, array.shape[axis]
-    dx = _output(library, array, out, grad_output=dy, x=array, weight=scale)
+    dx = output(library, array, out, grad_output=dy, x=array, weight=scale)
     dtype = real_of(array.dtype.name) if scale is None else scale.dtype
     with call.device:
         dweight, dbias = (call.empty((channels,), dtype, array) for _ in range(2))
         saved._backward_work = differentiate(
             call, array, dy, axis, scale, saved._stats, saved.training, dx, dweight, dbias
         )
-    if out is not None and _share(dx, array):
+    if out is not None and overlapping(dx, array):
         saved._overwritten = True
     return Gradients(dx.owner if out is None else out, dweight.owner, dbias.owner)
 
@@ -303,11 +202,11 @@ def differentiate(
         for empty in (dweight, dbias):
             call.clear(empty)
         return None
-    (scale,) = _alike(call, scale)
+    (scale,) = alike(call, scale)
     if dx is None:
-        view, (seen, grad), _ = _views(call, axis, None, array, dy)
+        view, (seen, grad), _ = views(call, axis, None, array, dy)
         return gpu.backward_reduce(call, view, seen, grad, stats, None, dweight, dbias)
-    view, (seen, grad), target = _views(call, axis, dx, array, dy)
+    view, (seen, grad), target = views(call, axis, dx, array, dy)
     if training:
         work = gpu.backward(call, view, seen, grad, target, scale, stats, dweight, dbias)
     else:
@@ -328,8 +227,8 @@ def update_running(
     channels = m.mean.size
     mean: Any = check_running("running_mean", running_mean, library, channels)
     var: Any = check_running("running_var", running_var, library, channels)
-    _here(mean, running_var=var)
-    _apart(mean, var)
+    same_device(mean, running_var=var)
+    apart(mean, var)
     if not m.count * channels:
         return
     call = _call(library, mean)
@@ -337,7 +236,7 @@ def update_running(
         stats = call.empty((4, channels), _DOUBLE, mean)
         rows = np.stack([m.mean, np.zeros(channels), m.m2, np.zeros(channels)])
         call.device.write(stats, rows, call.stream)
-        new_mean, new_var = _dense(call, mean), _dense(call, var)
+        new_mean, new_var = dense(call, mean), dense(call, var)
         divisor = m.count - correction
         gpu.update_running(call, channels, stats, new_mean, new_var, momentum, divisor)
         for given, new in ((mean, new_mean), (var, new_var)):
@@ -351,7 +250,7 @@ def fold(
 ) -> tuple[Array, Array]:  # fmt: skip
     """Do `fold_batch_norm`: two inferences, of the convolution's weight and of its bias."""
     channels = kernel.shape[0]
-    mean, var, scale, shift, start = _channels(
+    mean, var, scale, shift, start = per_channel(
         library, kernel, channels, running_mean=running_mean, running_var=running_var,
         weight=weight, bias=bias, conv_bias=conv_bias,
     )  # fmt: skip
@@ -359,13 +258,13 @@ def fold(
     with call.device:
         zeros = call.zeros((channels,), mean.dtype, kernel)
         folded = library.empty_like(kernel)
-        start = _dense(call, zeros if start is None else start, _DOUBLE)
+        start = dense(call, zeros if start is None else start, _DOUBLE)
         offset = call.empty((channels,), _DOUBLE, kernel)
         if kernel.size:
-            _infer(call, kernel, 0, folded, [zeros, var, scale, None], _single(eps, kernel))
+            _infer(call, kernel, 0, folded, [zeros, var, scale, None], single(eps, kernel))
         if channels:
             _infer(call, start, 0, offset, [mean, var, scale, shift], eps)
-        offset = _dense(call, offset, kernel.dtype)
+        offset = dense(call, offset, kernel.dtype)
     return folded.owner, offset.owner
 
 
@@ -376,7 +275,7 @@ def moments(library: Any, array: Any, axis: int) -> Moments:
         return Moments(0, np.zeros(channels), np.zeros(channels))
     call = _call(library, array)
     with call.device:
-        view, (seen,), _ = _views(call, axis, None, array)
+        view, (seen,), _ = views(call, axis, None, array)
         stats = call.empty((4, channels), real_of(array.dtype.name), array)
         work = gpu.collect_moments(call, view, seen, 0.0, stats)
         found = _moments_of(call, stats, array.size // channels)
