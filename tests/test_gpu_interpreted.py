@@ -26,7 +26,7 @@ DEVICE = {"BNNUMBA_TEST_DEVICE": "interpreted"}
 def test_every_case_on_interpreted_kernels():
     done = subprocess.run(
         [
-            sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+            sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "2",
             "device_cases.py", "-k", "not large_arrays",
         ],
         cwd=pathlib.Path(__file__).parent, env={**os.environ, **DEVICE}, timeout=1500,

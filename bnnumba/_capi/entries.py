@@ -1,7 +1,8 @@
 """The C entry points of the range kernels.
 
 Each is ``void entry(int64_t begin, int64_t end, struct job *job, double *work)`` around one range
-kernel. The library compiled ahead of time (``capi/build_aot.py``) and the embedded one
+kernel; ``about`` is the job's address, typed by what data it is about, and ``job`` its fields. The
+library compiled ahead of time (``capi/build_aot.py``) and the embedded one
 (`bnnumba._capi.embedding`) use the same entries: no kernel is written twice.
 """
 
