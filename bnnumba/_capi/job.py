@@ -3,13 +3,12 @@
 import numba
 import numpy as np
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
 
 from .. import cpu
 from ..cpu.jit import inlined
-from ..cpu.memory import REPEATED
+from ..cpu.memory import REPEATED, emit_array
 from ..cpu.plan import Plan
 from ..cpu.simd import I64, vector_of
 from ..cpu.storage import storage
@@ -101,7 +100,10 @@ def data(typingctx, job, address, n_stride, c_stride):
         at = builder.bitcast(job, I64.as_pointer())
         shape = [builder.load(builder.gep(at, [I64(FIELDS.index(name))])) for name in extents]
         strides = [*strides[: kind.ndim - 1], I64(storage(kind)[1])]
-        return _emit_array(context, builder, kind, address, shape, strides)
+        array = context.make_array(kind)(context, builder)
+        at = builder.inttoptr(address, array.data.type)
+        arrayobj.populate_array(array, at, shape, strides, strides[-1], meminfo=None)
+        return array._getvalue()
 
     return kind(job, types.int64, types.int64, types.int64), codegen
 
@@ -136,19 +138,8 @@ def _dense(dtype, ndim):
 
 def _emit_dense(context, builder, signature, arguments):
     kind, (address, shape) = signature.return_type, arguments
-    shape = cgutils.unpack_tuple(builder, shape)
-    strides = [I64(storage(kind)[1])]
-    for extent in reversed(shape[1:]):
-        strides.insert(0, builder.mul(strides[0], extent))
-    return _emit_array(context, builder, kind, address, shape, strides)
-
-
-def _emit_array(context, builder, kind, address, shape, strides):
-    # Not numba.carray, which leaves calls into Numba's runtime.
-    array = context.make_array(kind)(context, builder)
-    at = builder.inttoptr(address, array.data.type)
-    arrayobj.populate_array(array, at, shape, strides, strides[-1], meminfo=None)
-    return array._getvalue()
+    at = builder.inttoptr(address, storage(kind)[0].as_pointer())
+    return emit_array(context, builder, kind, at, shape)
 
 
 @inlined

@@ -131,19 +131,27 @@ def shaped(typingctx, like, numbers, first, shape):
     kind = types.Array(vector_of(like).scalar, len(shape), "C")
 
     def codegen(context, builder, sig, args):
-        from numba.np import arrayobj  # which takes long, and a process may compile nothing
-
         _, numbers, first, shape = args
         owner = context.make_array(sig.args[1])(context, builder, numbers)
-        array = context.make_array(kind)(context, builder)
-        at = builder.gep(builder.bitcast(owner.data, array.data.type), [first])
-        extents, strides = cgutils.unpack_tuple(builder, shape), [I64(storage(kind)[1])]
-        for extent in reversed(extents[1:]):
-            strides.insert(0, builder.mul(strides[0], extent))
-        arrayobj.populate_array(array, at, extents, strides, strides[-1], owner.meminfo)
-        return impl_ret_borrowed(context, builder, kind, array._getvalue())
+        element, _ = storage(kind)
+        at = builder.gep(builder.bitcast(owner.data, element.as_pointer()), [first])
+        array = emit_array(context, builder, kind, at, shape, owner.meminfo)
+        return impl_ret_borrowed(context, builder, kind, array)
 
     return kind(like, numbers, types.int64, shape), codegen
+
+
+def emit_array(context, builder, kind, at, shape, meminfo=None):
+    """Return the contiguous array of a shape at an address; `meminfo` is Numba's, of its owner."""
+    # Not numba.carray, which leaves calls into Numba's runtime.
+    from numba.np import arrayobj  # which takes long, and a process may compile nothing
+
+    extents, strides = cgutils.unpack_tuple(builder, shape), [I64(storage(kind)[1])]
+    for extent in reversed(extents[1:]):
+        strides.insert(0, builder.mul(strides[0], extent))
+    array = context.make_array(kind)(context, builder)
+    arrayobj.populate_array(array, at, extents, strides, strides[-1], meminfo)
+    return array._getvalue()
 
 
 @intrinsic
