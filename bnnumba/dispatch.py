@@ -236,6 +236,8 @@ def library_of(argument: str, array: Array) -> Library:
 
 def share(a: np.ndarray, b: np.ndarray) -> bool:
     """Return whether two arrays have an element's memory in common."""
+    if a.base is None and b.base is None:  # each owns its memory, which is seen quickly
+        return a is b and a.size > 0
     if not np.may_share_memory(a, b):
         return False
     try:
@@ -248,14 +250,15 @@ def overlap(
     argument: str, out: np.ndarray, other: str, array: np.ndarray, in_place: bool = True
 ) -> None:
     """Raise if two arrays share memory, unless they are the same view and may be, `in_place`."""
-    if not np.may_share_memory(out, array):
-        return
-    same = (
-        out.__array_interface__["data"][0] == array.__array_interface__["data"][0]
-        and out.strides == array.strides
-        and out.shape == array.shape
-    )
-    if not (same and in_place) and share(out, array):
+    if share(out, array) and not (in_place and _same_view(out, array)):
         unless = " unless it is the same array" if in_place else ""
         msg = f"{argument}: must not overlap {other}{unless}, got an overlap"
         raise BnnumbaValueError(msg)
+
+
+def _same_view(a: np.ndarray, b: np.ndarray) -> bool:
+    return a is b or (
+        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+        and a.strides == b.strides
+        and a.shape == b.shape
+    )

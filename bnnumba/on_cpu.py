@@ -115,10 +115,11 @@ def _running(
     running_var: Array | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the running statistics to update, an empty array for one that is not kept."""
-    mean, var = (
-        _NONE[_DOUBLE] if value is None else check_running(name, value, library, channels)
-        for name, value in (("running_mean", running_mean), ("running_var", running_var))
-    )
+    mean = var = _NONE[_DOUBLE]
+    if running_mean is not None:
+        mean = check_running("running_mean", running_mean, library, channels)
+    if running_var is not None:
+        var = check_running("running_var", running_var, library, channels)
     return mean, var
 
 

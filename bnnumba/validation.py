@@ -164,12 +164,13 @@ def check_channels(argument: str, value: Any, library: Library, channels: int) -
 def check_running(argument: str, value: Any, library: Library, channels: int) -> np.ndarray:
     """Return a running statistic, which must be writable in place."""
     array = check_channels(argument, value, library, channels)
-    flags = library.enter(argument, value).flags
+    given = value if type(value) is np.ndarray else library.enter(argument, value)
+    flags = given.flags
     if not (flags.writeable and flags.aligned):
         lack = "an unaligned" if flags.writeable else "a read-only"
         msg = f"{argument}: expected a writable, aligned array to update in place, got {lack} one"
         raise BnnumbaValueError(msg)
-    if not _spread_out(array):
+    if 0 in array.strides and not _spread_out(array):
         msg = f"{argument}: its elements must not overlap, got strides {array.strides}"
         raise BnnumbaValueError(msg)
     return array
