@@ -4,6 +4,8 @@ Looks only at libraries that the process has already loaded: whoever holds a PyT
 imported torch.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,11 +47,23 @@ class Library:
 class _Torch(Library):
     name = "PyTorch"
 
-    def enter(self, argument: str, array: Array) -> np.ndarray:
-        import torch
+    def __init__(self, torch: Any) -> None:
+        self.torch = torch
 
+    def enter(self, argument: str, array: Array) -> np.ndarray:
+        torch = self.torch
         if not isinstance(array, torch.Tensor):
             raise _not_of(self, argument, array)
+        if not array.requires_grad and array.dtype != torch.bfloat16:
+            try:
+                return array.numpy()
+            except (RuntimeError, TypeError):
+                pass
+        return self._enter(argument, array)
+
+    def _enter(self, argument: str, array: Array) -> np.ndarray:
+        """Return a tensor that is not NumPy's as it is, or say why that cannot be."""
+        torch = self.torch
         if array.device.type != "cpu":
             raise _wrong_device(argument, f"device {array.device}")
         if array.requires_grad and torch.is_grad_enabled():
@@ -72,18 +86,15 @@ class _Torch(Library):
             raise BnnumbaTypeError(msg) from error
 
     def leave(self, array: np.ndarray) -> Array:
-        import torch
-
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
+        torch = self.torch
+        if array.dtype.kind == "f":
+            return torch.from_numpy(array)
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
 
     def wrote(self, *arrays: Array | None) -> None:
-        import torch
-
         for array in arrays:
             if array is not None and not array.is_inference():
-                torch.autograd.graph.increment_version(array)
+                self.torch.autograd.graph.increment_version(array)
 
 
 class _Jax(Library):
@@ -146,8 +157,22 @@ class _DLPack(Library):
 
 
 NUMPY = Library()
-_TORCH = _Torch()
 _JAX = _Jax()
+
+
+@functools.cache
+def _torch() -> Library:
+    import torch
+
+    return _Torch(torch)
+
+
+@functools.cache
+def _tests() -> tuple[Callable[[Array], bool], Callable[[Array], bool]]:
+    """Return what tells tensors of PyTorch and arrays of JAX, loaded only where it is needed."""
+    from array_api_compat import is_jax_array, is_torch_array
+
+    return is_torch_array, is_jax_array
 
 
 def _kind(value: Array) -> str:
@@ -215,10 +240,9 @@ def library_of(argument: str, array: Array) -> Library:
         return NUMPY
     if isinstance(array, type):  # has the methods of an array, but is none
         raise _no_array(argument, array)
-    from array_api_compat import is_jax_array, is_torch_array
-
+    is_torch_array, is_jax_array = _tests()
     if is_torch_array(array):
-        return _device_library(argument, array) if getattr(array, "is_cuda", False) else _TORCH
+        return _device_library(argument, array) if getattr(array, "is_cuda", False) else _torch()
     if is_jax_array(array):
         return _JAX
     simulated = type(array).__module__.startswith("numba.cuda.simulator")

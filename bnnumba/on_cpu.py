@@ -31,11 +31,7 @@ _NO_COUNTER = np.empty(0, np.int64)
 
 
 def _parameters(
-    library: Library,
-    channels: int,
-    dtype: np.dtype,
-    weight: Array | None,
-    bias: Array | None = None,
+    dtype: np.dtype, weight: np.ndarray | None, bias: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return weight and bias in one dtype, and the weight as it is; an empty array stands for none.
 
@@ -44,13 +40,17 @@ def _parameters(
     if weight is None:
         own = _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
     else:
-        own = check_channels("weight", weight, library, channels)
+        own = _aligned(weight)
     if bias is None:
         return own, _NONE[own.dtype], own
-    shift = check_channels("bias", bias, library, channels)
+    shift = _aligned(bias)
     if weight is None:
         return _NONE[shift.dtype], shift, own
     return *_alike(own, shift), own
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    return array if array.flags.aligned else array.copy()
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,17 +94,18 @@ def _views(
     return layout.views(kind, *arrays, out if pending is None else pending), pending
 
 
-def _output(library: Library, array: np.ndarray, out: Array, **others: Array | None) -> np.ndarray:
+def _output(
+    library: Library, array: np.ndarray, out: Array, **others: np.ndarray | None
+) -> np.ndarray:
     """Return `out`, which is like `array` and apart from all others.
 
-    Those are the caller's own, which are checked by now: what is computed with may be copies.
+    Those are the caller's own: what is computed with may be copies.
     """
     # Not called for a new array: to gather the arguments shows in calls on small arrays.
     found = check_out(out, library, array)
     for name, other in others.items():
         if other is not None:
-            given = other if type(other) is np.ndarray else library.enter(name, other)
-            overlap("out", found, name, given)
+            overlap("out", found, name, other)
     return found
 
 
@@ -123,14 +124,13 @@ def _running(
     return mean, var
 
 
-def _apart(library: Library, mean: np.ndarray, var: np.ndarray, **others: Array | None) -> None:
+def _apart(mean: np.ndarray, var: np.ndarray, **others: np.ndarray | None) -> None:
     """Raise if running statistics share memory with each other or with others of the caller's."""
     overlap("running_var", var, "running_mean", mean, in_place=False)
     for name, other in others.items():
         if other is not None:
-            given = other if type(other) is np.ndarray else library.enter(name, other)
-            overlap("running_mean", mean, name, given, in_place=False)
-            overlap("running_var", var, name, given, in_place=False)
+            overlap("running_mean", mean, name, other, in_place=False)
+            overlap("running_var", var, name, other, in_place=False)
 
 
 def training(
@@ -141,14 +141,16 @@ def training(
     """Do `batch_norm_training`."""
     channels = array.shape[axis]
     updates = running_mean is not None or running_var is not None
-    scale, shift, own = _parameters(library, channels, array.dtype, weight, bias)
+    factor = None if weight is None else check_channels("weight", weight, library, channels)
+    offset = None if bias is None else check_channels("bias", bias, library, channels)
+    scale, shift, own = _parameters(array.dtype, factor, offset)
     mean, var = _NO_RUNNING
     if updates:
         mean, var = _running(library, channels, running_mean, running_var)
-        _apart(library, mean, var, x=array, weight=weight, bias=bias)
+        _apart(mean, var, x=array, weight=factor, bias=offset)
     y = np.empty_like(array) if out is None else _output(
-        library, array, out, x=array, weight=weight, bias=bias, running_mean=running_mean,
-        running_var=running_var,
+        library, array, out, x=array, weight=factor, bias=offset, running_mean=mean,
+        running_var=var,
     )  # fmt: skip
     if array.size:
         (x_view, y_view), pending = _views(axis, y, array)
@@ -174,13 +176,14 @@ def inference(
 ) -> Array:  # fmt: skip
     """Do `batch_norm_inference`."""
     channels = array.shape[axis]
-    center, spread = _alike(
-        check_channels("mean", mean, library, channels),
-        check_channels("var", var, library, channels),
-    )
-    scale, shift, _ = _parameters(library, channels, array.dtype, weight, bias)
+    given_mean = check_channels("mean", mean, library, channels)
+    given_var = check_channels("var", var, library, channels)
+    factor = None if weight is None else check_channels("weight", weight, library, channels)
+    offset = None if bias is None else check_channels("bias", bias, library, channels)
+    center, spread = _alike(_aligned(given_mean), _aligned(given_var))
+    scale, shift, _ = _parameters(array.dtype, factor, offset)
     y = np.empty_like(array) if out is None else _output(
-        library, array, out, x=array, mean=mean, var=var, weight=weight, bias=bias
+        library, array, out, x=array, mean=given_mean, var=given_var, weight=factor, bias=offset
     )  # fmt: skip
     if array.size:
         (x_view, y_view), pending = _views(axis, y, array)
@@ -201,12 +204,9 @@ def _constant_stats(
 ) -> np.ndarray:
     """Return the float64 rows mean, var and invstd of given statistics."""
     stats = np.empty((3, channels))
-    cpu.constant_stats(
-        check_channels(mean_name, mean, library, channels).astype(_DOUBLE, copy=False),
-        check_channels(var_name, var, library, channels).astype(_DOUBLE, copy=False),
-        eps,
-        stats,
-    )
+    center = check_channels(mean_name, mean, library, channels).astype(_DOUBLE, copy=False)
+    spread = check_channels(var_name, var, library, channels).astype(_DOUBLE, copy=False)
+    cpu.constant_stats(_aligned(center), _aligned(spread), eps, stats)
     return stats
 
 
@@ -217,7 +217,8 @@ def saved_inference(
     """Return what the backward pass of `inference` needs."""
     channels = array.shape[axis]
     stats = _constant_stats(library, channels, "mean", mean, "var", var, eps)
-    _, _, own = _parameters(library, channels, array.dtype, weight)
+    factor = None if weight is None else check_channels("weight", weight, library, channels)
+    _, _, own = _parameters(array.dtype, factor)
     count = array.size // channels if channels else 0
     overwritten = out is not None and share(library.enter("out", out), array)
     return Saved(x, array, weight, own, stats, count, axis, library, False, overwritten)
@@ -227,10 +228,12 @@ def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
     """Do `batch_norm_backward`."""
     library, array, axis = saved._library, saved._array, saved._axis
     scale = saved._scale
-    dx = np.empty_like(array) if out is None else _output(
-        library, array, out, grad_output=dy, x=array, weight=saved.weight
-    )  # fmt: skip
     channels = array.shape[axis]
+    if out is None:
+        dx = np.empty_like(array)
+    else:
+        weight = None if saved.weight is None else library.enter("weight", saved.weight)
+        dx = _output(library, array, out, grad_output=dy, x=array, weight=weight)
     dweight, dbias = np.zeros(channels, scale.dtype), np.zeros(channels, scale.dtype)
     if array.size:
         (x_view, dy_view, dx_view), pending = _views(axis, dx, array, dy)
@@ -258,7 +261,7 @@ def update_running(
     """Do `update_running`."""
     mean = check_running("running_mean", running_mean, library, m.mean.size)
     var = check_running("running_var", running_var, library, m.mean.size)
-    _apart(library, mean, var, **{"m.mean": m.mean, "m.m2": m.m2})
+    _apart(mean, var, **{"m.mean": m.mean, "m.m2": m.m2})
     if m.count:
         cpu.update_running(
             mean, var, _NO_COUNTER, m.mean, m.m2, float(m.count), momentum, correction

@@ -147,7 +147,7 @@ def check_eps(eps: Any) -> float:
 
 
 def check_channels(argument: str, value: Any, library: Library, channels: int) -> np.ndarray:
-    """Return one float32 or float64 value per channel as a NumPy array."""
+    """Return one float32 or float64 value per channel as its backend takes it."""
     array = (
         value if type(value) is np.ndarray and library is NUMPY else library.enter(argument, value)
     )
@@ -158,14 +158,13 @@ def check_channels(argument: str, value: Any, library: Library, channels: int) -
     if array.shape != (channels,):
         msg = f"{argument}: expected shape ({channels},), one value per channel, got {array.shape}"
         raise BnnumbaValueError(msg)
-    return array if array.flags.aligned else array.copy()
+    return array
 
 
 def check_running(argument: str, value: Any, library: Library, channels: int) -> np.ndarray:
     """Return a running statistic, which must be writable in place."""
     array = check_channels(argument, value, library, channels)
-    given = value if type(value) is np.ndarray else library.enter(argument, value)
-    flags = given.flags
+    flags = array.flags
     if not (flags.writeable and flags.aligned):
         lack = "an unaligned" if flags.writeable else "a read-only"
         msg = f"{argument}: expected a writable, aligned array to update in place, got {lack} one"
