@@ -36,8 +36,12 @@ BEYOND = (*WIDE_TABLES, *SHORT_ROWS)
 STREAM = (200000, 128)
 SMALLEST = (4, 8, 4, 4)
 SMOKE = ((8, 32, 16, 16), SMALLEST, (3, 20, 5, 7), (64, 24))
+# Small enough that what a call costs shows, of which running statistics are a part.
+TRACKED_SHAPES = ((8, 32, 16, 16), SMALLEST)
 
 OPS = ("training", "backward", "inference", "moments")
+TRACKED = "tracked"  # training that updates running statistics
+MOMENTUM = 0.1
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -61,7 +65,7 @@ class Case:
     @property
     def traffic(self):
         """Bytes that cannot be avoided: each input read once, each output written once."""
-        return self.nbytes * {"training": 2, "inference": 2, "backward": 3, "moments": 1}[self.op]
+        return self.nbytes * {"backward": 3, "moments": 1}.get(self.op, 2)
 
     @property
     def name(self):
@@ -77,7 +81,7 @@ def cases(smoke=False):
     found = [
         Case(op, layout, shape, smoke or 4 * math.prod(shape) > LARGE)
         for layout, shape in held
-        for op in OPS
+        for op in (*OPS, *([TRACKED] if layout == "ncs" and shape in TRACKED_SHAPES else []))
     ]
     return found if smoke else [*found, Case("moments", "rc", STREAM, halves=False)]
 
@@ -132,7 +136,11 @@ class Data:
             # One operation at a time: a large case's results take 200 MB.
             x, dy = self.view(self.x), self.view(self.dy)
             parameters = self.weight, self.bias, self.mean, self.var
-            self._expected = {op: oracle.expected(op, x, dy, *parameters, EPS)}
+            if op == TRACKED:
+                found = oracle.tracked(x, *parameters, EPS, MOMENTUM)
+            else:
+                found = oracle.expected(op, x, dy, *parameters, EPS)
+            self._expected = {op: found}
         return self._expected[op]
 
 

@@ -59,6 +59,16 @@ def moments(x):
     return mean + shift, m2 - np.square(shift)
 
 
+def tracked(x, weight, bias, running_mean, running_var, eps, momentum):
+    """The results of training that updates running statistics, by name."""
+    found = expected("training", x, None, weight, bias, None, None, eps)
+    count = x.size // x.shape[1]
+    unbiased = found["var"] * (count / (count - 1))
+    pairs = {"running_mean": (running_mean, found["mean"]), "running_var": (running_var, unbiased)}
+    moved = {name: old + momentum * (new - old) for name, (old, new) in pairs.items()}
+    return {"y": found["y"], **moved}
+
+
 def expected(op, x, dy, weight, bias, mean, var, eps):
     """The results of `op` by name; `mean` and `var` are those that inference is given."""
     if op != "inference":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import THREADS, capi, ceilings, onednn
-from .cases import EPS
+from .cases import EPS, MOMENTUM, TRACKED
 
 
 class Unavailable(Exception):
@@ -73,6 +73,55 @@ def bnnumba(case, data, dtype="float32", reuse=True):
         return entrant(train, out=out, results=trained)
     _, saved = train()
     return entrant(bn.batch_norm_backward, data.dy, saved, out=out, results=gradients)
+
+
+def bnnumba_tracked(case, data):
+    bn = load("bnnumba")
+    mean, var = data.mean.copy(), data.var.copy()
+    call = functools.partial(
+        bn.batch_norm, data.x, mean, var, data.weight, data.bias, True, MOMENTUM, EPS
+    )
+    return Entrant(call, _tracked_results(data, mean, var), own=True)
+
+
+def bnnumba_layer(case, data):
+    layer = load("bnnumba").BatchNorm(case.shape[1], EPS, MOMENTUM)
+    layer.weight, layer.bias = data.weight, data.bias
+    layer.running_mean[:], layer.running_var[:] = data.mean, data.var
+    results = _tracked_results(data, layer.running_mean, layer.running_var)
+    return Entrant(functools.partial(layer, data.x), results, own=True)
+
+
+def pytorch_tracked(case, data):
+    torch = load("torch")
+    torch.set_num_threads(THREADS)
+    x, weight, bias = (torch.from_numpy(a) for a in (data.x, data.weight, data.bias))
+    mean, var = data.mean.copy(), data.var.copy()
+    running = torch.from_numpy(mean), torch.from_numpy(var)
+    call = functools.partial(
+        torch.nn.functional.batch_norm, x, *running, weight, bias, True, MOMENTUM, EPS
+    )
+    return Entrant(call, _tracked_results(data, mean, var))
+
+
+def pytorch_layer(case, data):
+    torch = load("torch")
+    torch.set_num_threads(THREADS)
+    layer = torch.nn.BatchNorm2d(case.shape[1], EPS, MOMENTUM).requires_grad_(False)
+    given = {"weight": data.weight, "bias": data.bias}
+    running = {"running_mean": data.mean, "running_var": data.var}
+    for name, values in {**given, **running}.items():
+        getattr(layer, name).copy_(torch.from_numpy(values))
+    mean, var = layer.running_mean.numpy(), layer.running_var.numpy()
+    call = functools.partial(layer, torch.from_numpy(data.x))
+    return Entrant(call, _tracked_results(data, mean, var))
+
+
+def _tracked_results(data, mean, var):
+    """What the first call returns and leaves; the race looks before there is a second one."""
+    return lambda y: {
+        "y": data.view(np.asarray(y)), "running_mean": mean.copy(), "running_var": var.copy()
+    }  # fmt: skip
 
 
 def c_library(case, data):
@@ -290,6 +339,14 @@ HALVES = ("float16", "bfloat16")
 def entrants(case):
     """All that fit the case, by name: functions of it and its data that make an `Entrant`."""
     make = functools.partial
+    if case.op == TRACKED:
+        return {
+            OWN_NEW: bnnumba_tracked,
+            "bnnumba layer": bnnumba_layer,
+            "PyTorch": pytorch_tracked,
+            "PyTorch layer": pytorch_layer,
+            **{name: make(copy, name=name) for name in COPIES},
+        }
     found = {
         OWN_NEW: make(bnnumba, reuse=False),
         OWN_C: c_library,

@@ -6,7 +6,7 @@ kind and leaves the others.
 
 import re
 
-from .cases import BEYOND, IMAGES, STREAM
+from .cases import BEYOND, IMAGES, STREAM, TRACKED
 from .goals import ONEDNN, PYTORCH, goals
 from .peers import COPIES, HALVES, OWN, OWN_C, OWN_NEW, READS
 from .results import geometric_mean
@@ -22,6 +22,7 @@ _TITLES = {
     ("backward", "rc"): "Backward, channels last and 2-D",
     ("inference", "rc"): "Inference, channels last and 2-D",
     ("moments", "rc"): "Moments, channels last and 2-D",
+    (TRACKED, "ncs"): "Training forward with running statistics, small",
 }
 
 _HOW_TO_READ = """\
@@ -77,6 +78,8 @@ def _peers(races):
         ("NumPy", "NumPy", OWN_NEW),
         ("partial_fit", "partial_fit", OWN_NEW),
         ("RunningMoments", "bnnumba RunningMoments", OWN_NEW),
+        ("BatchNorm", "bnnumba layer", OWN_NEW),
+        ("nn.BatchNorm2d", "PyTorch layer", OWN_NEW),
     ]
     if own == OWN_NEW:
         columns = [(h.replace(" new", ""), *rest) for h, *rest in columns]
@@ -86,7 +89,8 @@ def _peers(races):
 def _race_table(races):
     columns = _peers(races)
     fresh = races[0].own == OWN
-    head = ["N x C x H x W", "bnnumba", "times a copy" if fresh else "times a read", "GB/s"]
+    ceiling = "times a read" if races[0].op == "moments" else "times a copy"
+    head = ["N x C x H x W", "bnnumba", ceiling, "GB/s"]
     head += ["new output"] if fresh else []
     rows = []
     for race in races:
@@ -229,7 +233,7 @@ def _short_table(results):
     rows = [
         row(title, results.find(op, layout, shape), (PYTORCH, ONEDNN[layout], ("NumPy",)))
         for (op, layout), title in _TITLES.items()
-        if op != "moments"
+        if op not in ("moments", TRACKED)
     ]
     stream = results.find("moments", "rc", STREAM)
     rows.append(row("Moments, 2-D", stream, (("PyTorch",), (), ("NumPy",))))
