@@ -115,3 +115,14 @@ def test_a_chunk_is_short_enough_to_be_summed_against_one_pivot():
             assert rows * columns <= plan.CHUNK
             assert rows <= n
             assert columns <= s
+
+
+@pytest.mark.parametrize("sleep", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_threads_that_must_be_woken_share_only_what_is_worth_it(monkeypatch, count, sleep):
+    monkeypatch.setattr(choices.threads, "count", lambda: count)
+    monkeypatch.setattr(choices.threads, "sleep", lambda: sleep)
+    fewest = choices.SLEEPERS_SIZE if sleep else choices.PARALLEL_SIZE
+    for size in (fewest - 2, fewest):
+        shared, _ = choices.plan_step(np.empty((size // 2, 2)), 2, choices.SUMS, 1)
+        assert shared == (count > 1 and size >= fewest)

@@ -34,9 +34,9 @@ SHORT_ROW = 32
 def forward(x, channels, weight, bias, eps, y):
     """Write the normalized `x` to `y` and return the stats of the batch."""
     stats = np.empty((4, channels))
-    large, plan = plan_step(x, channels, FUSED, 1)
+    shared, plan = plan_step(x, channels, FUSED, 1)
     if plan is not None:
-        threads.run(parallel.forward, large, plan, x, weight, bias, eps, stats, y)
+        threads.run(parallel.forward, shared, plan, x, weight, bias, eps, stats, y)
         return stats
     collect_moments(x, eps, stats)
     normalize(x, weight, bias, stats[0], stats[3], stats[2], y)
@@ -45,27 +45,27 @@ def forward(x, channels, weight, bias, eps, y):
 
 def collect_moments(x, eps, stats):
     """Write mean, m2, invstd and rest of each channel to `stats`."""
-    large, plan = plan_step(x, stats.shape[1], SUMS, 1)
-    threads.run(parallel.collect, large, plan, x, eps, stats)
+    shared, plan = plan_step(x, stats.shape[1], SUMS, 1)
+    threads.run(parallel.collect, shared, plan, x, eps, stats)
 
 
 def normalize(x, weight, bias, mean, rest, invstd, y):
     """Write (x - (mean + rest)) * invstd * weight + bias to `y`; an empty rest is 0."""
-    large, plan = plan_step(x, x.shape[1], WRITES, 1)
-    threads.run(parallel.normalize, large, plan, x, weight, bias, mean, rest, invstd, y)
+    shared, plan = plan_step(x, x.shape[1], WRITES, 1)
+    threads.run(parallel.normalize, shared, plan, x, weight, bias, mean, rest, invstd, y)
 
 
 def infer(x, weight, bias, mean, var, eps, y):
     """Write (x - mean) / sqrt(var + eps) * weight + bias to `y`."""
-    large, plan = plan_step(x, x.shape[1], WRITES, 1)
-    threads.run(parallel.infer, large, plan, x, weight, bias, mean, var, eps, y)
+    shared, plan = plan_step(x, x.shape[1], WRITES, 1)
+    threads.run(parallel.infer, shared, plan, x, weight, bias, mean, var, eps, y)
 
 
 def backward(x, dy, weight, stats, dx, dweight, dbias):
     """Write the gradients of a batch that was normalized by its own statistics."""
-    large, plan = plan_step(x, stats.shape[1], FUSED, 2)
+    shared, plan = plan_step(x, stats.shape[1], FUSED, 2)
     if plan is not None:
-        threads.run(parallel.backward, large, plan, x, dy, weight, stats, dx, dweight, dbias)
+        threads.run(parallel.backward, shared, plan, x, dy, weight, stats, dx, dweight, dbias)
         return
     sums = np.empty((2, stats.shape[1]))
     backward_reduce(x, dy, stats[0], stats[3], stats[2], sums, dweight, dbias)
@@ -75,14 +75,14 @@ def backward(x, dy, weight, stats, dx, dweight, dbias):
 
 def backward_reduce(x, dy, mean, rest, invstd, sums, dweight, dbias):
     """Write sum_dy and sum_dy_xmu to `sums`, and the gradients of the parameters."""
-    large, plan = plan_step(x, mean.size, SUMS, 2)
-    threads.run(parallel.reduce, large, plan, x, dy, mean, rest, invstd, sums, dweight, dbias)
+    shared, plan = plan_step(x, mean.size, SUMS, 2)
+    threads.run(parallel.reduce, shared, plan, x, dy, mean, rest, invstd, sums, dweight, dbias)
 
 
 def backward_input(x, dy, weight, mean, rest, invstd, sums, count, dx):
     """Write the gradient of the input, given the sums over `count` values per channel."""
-    large, plan = plan_step(x, x.shape[1], WRITES, 2)
+    shared, plan = plan_step(x, x.shape[1], WRITES, 2)
     threads.run(
-        parallel.input_gradient, large, plan, x, dy, weight, mean, rest, invstd, sums,
+        parallel.input_gradient, shared, plan, x, dy, weight, mean, rest, invstd, sums,
         float(count), dx,
     )  # fmt: skip

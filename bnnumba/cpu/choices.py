@@ -20,6 +20,9 @@ from .sums import NARROW
 # Below this many elements, starting the threads costs what they save. With as many, two threads
 # took a fifth less time.
 PARALLEL_SIZE = 131072
+# The same for threads that sleep between calls (0.2 million elements on them: 0.7 ms, alone 0.07;
+# where waking takes a tenth of that, as without a virtual machine, about as many pay).
+SLEEPERS_SIZE = 524288
 # Columns per block at most, channels in the ncs view: their accumulators must stay close, in the
 # ncs view three vectors of eight in L1, in the rc view three or four numbers in L2: rows taken
 # whole are read in longer runs (moments of 134 MB of 4096 channels: 4.6 ms, in blocks of 2048
@@ -127,7 +130,8 @@ def choose(shape, channels, itemsize, kind, inputs, workers):
 
 
 def plan_step(x, channels, kind, inputs):
-    """Return whether a step is worth threads, and what `choose` says."""
-    large = x.size >= PARALLEL_SIZE
-    workers = threads.count() if large else 1
-    return large, choose(x.shape, channels, x.itemsize, kind, inputs, workers)
+    """Return whether threads are to share a step, and what `choose` says."""
+    workers = threads.count() if x.size >= PARALLEL_SIZE else 1
+    if workers > 1 and x.size < SLEEPERS_SIZE and threads.sleep():
+        workers = 1
+    return workers > 1, choose(x.shape, channels, x.itemsize, kind, inputs, workers)

@@ -39,9 +39,9 @@ def _nested():
     )
 
 
-def run(driver, large, *arguments):
-    """Run a driver, with threads if the work is large and this process and moment allow it."""
-    if large and not _forked and not _nested() and not _region.locked():
+def run(driver, shared, *arguments):
+    """Run a driver, by threads if it is to be shared and this process and moment allow it."""
+    if shared and not _forked and not _nested() and not _region.locked():
         # An interrupt between `acquire` and a `try` would keep the lock taken for good; entering a
         # `with` is not interrupted. Of two threads that come at once one waits for the other.
         with _region:
@@ -61,3 +61,11 @@ def count():
         return numba_parallel._get_num_threads()
     with global_compiler_lock:  # which a fork waits for: this starts threads
         return numba.get_num_threads()
+
+
+def sleep():
+    """Return whether threads sleep between parallel regions, so that waking them takes a while.
+
+    Those of the workqueue layer do. Others are busy waiting for the next region for some time.
+    """
+    return numba_parallel._threading_layer == "workqueue"
