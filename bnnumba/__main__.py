@@ -36,14 +36,13 @@ def _cache_directory() -> str | None:
 def _threading_layer() -> str:
     import numba
 
-    x = np.ones((8, 128, 512), np.float32)
-    from . import moments
-
     try:
-        moments(x)  # the layer is chosen when the first parallel region runs
-        return numba.threading_layer()
+        numba.get_num_threads()  # starts the threads
+        layer = numba.threading_layer()
     except ValueError as error:
         return f"none can be used: {str(error).splitlines()[0]}"
+    hint = " (slow to start: install GNU OpenMP, libgomp1, or tbb)"
+    return f"{layer}{hint}" if layer == "workqueue" else layer
 
 
 def _threads() -> int | str:
