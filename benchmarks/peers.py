@@ -75,12 +75,12 @@ def bnnumba(case, data, dtype="float32", reuse=True):
     return entrant(bn.batch_norm_backward, data.dy, saved, out=out, results=gradients)
 
 
-def bnnumba_tracked(case, data):
-    bn = load("bnnumba")
+def bnnumba_tracked(case, data, library="numpy"):
+    """For arrays, or with ``library="torch"`` for tensors that share their memory."""
+    bn, as_array = load("bnnumba"), load(library).asarray
     mean, var = data.mean.copy(), data.var.copy()
-    call = functools.partial(
-        bn.batch_norm, data.x, mean, var, data.weight, data.bias, True, MOMENTUM, EPS
-    )
+    x, *parameters = map(as_array, (data.x, mean, var, data.weight, data.bias))
+    call = functools.partial(bn.batch_norm, x, *parameters, True, MOMENTUM, EPS)
     return Entrant(call, _tracked_results(data, mean, var), own=True)
 
 
@@ -342,6 +342,7 @@ def entrants(case):
     if case.op == TRACKED:
         return {
             OWN_NEW: bnnumba_tracked,
+            "bnnumba on tensors": make(bnnumba_tracked, library="torch"),
             "bnnumba layer": bnnumba_layer,
             "PyTorch": pytorch_tracked,
             "PyTorch layer": pytorch_layer,

@@ -78,6 +78,7 @@ def _peers(races):
         ("NumPy", "NumPy", OWN_NEW),
         ("partial_fit", "partial_fit", OWN_NEW),
         ("RunningMoments", "bnnumba RunningMoments", OWN_NEW),
+        ("on tensors", "bnnumba on tensors", OWN_NEW),
         ("BatchNorm", "bnnumba layer", OWN_NEW),
         ("nn.BatchNorm2d", "PyTorch layer", OWN_NEW),
     ]
