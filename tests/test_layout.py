@@ -2,7 +2,15 @@
 
 import numpy as np
 import pytest
-from support import LAYOUTS, assert_close, broadcast, normal, parameters, relative_error
+from support import (
+    LAYOUTS,
+    assert_close,
+    broadcast,
+    normal,
+    parameters,
+    relative_error,
+    same_bits,
+)
 
 import bnnumba as bn
 from bnnumba import reference
@@ -179,3 +187,28 @@ def test_any_other_input_is_copied_once(name):
         lambda: bn.batch_norm_training(x, out=out),
     ):
         assert most_memory(call) < 1.33 * x.nbytes
+
+
+@pytest.mark.parametrize("weight_dtype", ["f4", "f8"])  # that of bias is f4: alike, or converted
+def test_per_channel_arguments_may_be_unaligned(weight_dtype):
+    x, dy = normal((6, 5, 4)), normal((6, 5, 4), seed=1)
+    weight, bias = parameters(5)
+    mean, var = normal((5,), seed=2), normal((5,), seed=3) ** 2
+    given = weight.astype(weight_dtype), bias, mean, var
+
+    def results(weight, bias, mean, var):
+        y, saved = bn.batch_norm_training(x, weight, bias)
+        layer = bn.BatchNorm(5).eval()
+        layer.weight, layer.bias, layer.running_mean, layer.running_var = weight, bias, mean, var
+        evaluated = layer(x)
+        conv = normal((5, 3), np.float64)
+        return [
+            y, *bn.batch_norm_backward(dy, saved), bn.batch_norm_inference(x, mean, var, weight),
+            evaluated, layer.backward(dy), *bn.fold_batch_norm(conv, bias, mean, var, weight, bias),
+        ]  # fmt: skip
+
+    unaligned = [LAYOUTS["unaligned"](a) for a in given]
+    assert not any(a.flags.aligned for a in unaligned)
+    for got, expected in zip(results(*unaligned), results(*given), strict=True):
+        assert got.dtype == expected.dtype
+        assert same_bits(got, expected)
