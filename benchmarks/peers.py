@@ -40,6 +40,12 @@ def load(name):
         raise Unavailable(str(error)) from error
 
 
+def load_torch():
+    torch = load("torch")
+    torch.set_num_threads(THREADS)
+    return torch
+
+
 def bnnumba(case, data, dtype="float32", reuse=True):
     bn = load("bnnumba")
     data = data.typed(dtype)
@@ -93,8 +99,7 @@ def bnnumba_layer(case, data):
 
 
 def pytorch_tracked(case, data):
-    torch = load("torch")
-    torch.set_num_threads(THREADS)
+    torch = load_torch()
     x, weight, bias = (torch.from_numpy(a) for a in (data.x, data.weight, data.bias))
     mean, var = data.mean.copy(), data.var.copy()
     running = torch.from_numpy(mean), torch.from_numpy(var)
@@ -105,8 +110,7 @@ def pytorch_tracked(case, data):
 
 
 def pytorch_layer(case, data):
-    torch = load("torch")
-    torch.set_num_threads(THREADS)
+    torch = load_torch()
     layer = torch.nn.BatchNorm2d(case.shape[1], EPS, MOMENTUM).requires_grad_(False)
     given = {"weight": data.weight, "bias": data.bias}
     running = {"running_mean": data.mean, "running_var": data.var}
@@ -199,8 +203,7 @@ def numpy(case, data):
 
 def pytorch(case, data, reuse=False):
     """Contiguous tensors for ``ncs``, channels_last (and 2-D) for ``rc``; no autograd."""
-    torch = load("torch")
-    torch.set_num_threads(THREADS)
+    torch = load_torch()
 
     def tensor(array):
         held = torch.from_numpy(array)
