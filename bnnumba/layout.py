@@ -12,7 +12,7 @@ Statistics do not depend on the order of the values of a channel, so that the ot
 taken in any order, as long as all arrays of a call are taken in the same one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -28,12 +28,14 @@ class Layout(NamedTuple):
     order: tuple[int, ...] | None
     shape: tuple[int, ...]
 
-    def views(self, kind: Any, *arrays: np.ndarray) -> list[np.ndarray]:
+    def views(self, kind: Any, arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Return the canonical views of arrays that this layout fits, seen as another dtype."""
         order, shape = self
-        if order is None and kind is None:  # the usual case
-            return [array.reshape(shape) for array in arrays]
         found = []
+        if order is None and kind is None:  # the usual case
+            for array in arrays:  # a comprehension would be another call
+                found.append(array.reshape(shape))
+            return found
         for array in arrays:
             view = array.reshape(shape) if order is None else array.transpose(order).reshape(shape)
             found.append(view if kind is None else view.view(kind))
@@ -52,7 +54,7 @@ def _merges(shape: tuple[int, ...], strides: tuple[int, ...], axes: list[int]) -
     return all(strides[a] == strides[b] * shape[b] for a, b in pairwise(axes))
 
 
-def _extent(shape: tuple[int, ...], axes: list[int]) -> int:
+def _extent(shape: tuple[int, ...], axes: Iterable[int]) -> int:
     total = 1
     for axis in axes:
         total *= shape[axis]
@@ -106,11 +108,22 @@ def shared_layout(axis: int, arrays: Sequence[Any], short: int = 0) -> Layout | 
 
     See `candidates` for `short`.
     """
+    contiguous = True
     for array in arrays:
-        if not array.flags.aligned:
+        flags = array.flags
+        if not flags.aligned:
             return None
+        contiguous = contiguous and flags.c_contiguous
+    if contiguous:  # which is sooner known than the strides are compared
+        return _contiguous(axis, short, array.shape)
     strides = tuple([array.strides for array in arrays])
     return _shared(axis, short, array.shape, array.itemsize, strides)
+
+
+@lru_cache(maxsize=4096)
+def _contiguous(axis: int, short: int, shape: tuple[int, ...]) -> Layout | None:
+    strides = tuple([_extent(shape, range(a + 1, len(shape))) for a in range(len(shape))])
+    return _shared(axis, short, shape, 1, (strides,))
 
 
 @lru_cache(maxsize=4096)

@@ -72,26 +72,25 @@ def _own_layout(axis: int, array: np.ndarray) -> tuple[Layout, bool]:
     return nearest(array, axis, cpu.SHORT_ROW), False
 
 
-def _views(
-    axis: int, out: np.ndarray, *inputs: np.ndarray
-) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """See all arrays alike, copying those whose strides do not allow it.
+def _views(axis: int, arrays: tuple[np.ndarray, ...]) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """See inputs and, after them, an output alike, copying those whose strides do not allow it.
 
     Returns the views of the inputs and the view to write the result to, and, where that is not one
-    of `out`, the array to copy to `out` afterwards.
+    of the output, the array to copy to it afterwards.
     """
-    kind = SEEN_AS[out.dtype]
-    layout = shared_layout(axis, (*inputs, out), cpu.SHORT_ROW)
+    kind = SEEN_AS[arrays[0].dtype]
+    layout = shared_layout(axis, arrays, cpu.SHORT_ROW)
     if layout is not None:
-        return layout.views(kind, *inputs, out), None
-    first = inputs[0]
-    layout, _ = _own_layout(axis, first)
-    arrays = []
+        return layout.views(kind, arrays), None
+    *inputs, out = arrays
+    layout, _ = _own_layout(axis, inputs[0])
+    seen = []
     for array in inputs:
         fitting = fits(array, layout, axis, cpu.SHORT_ROW)
-        arrays.append(array if fitting else _copied(array, layout))
+        seen.append(array if fitting else _copied(array, layout))
     pending = None if fits(out, layout, axis, cpu.SHORT_ROW) else layout.empty(out)
-    return layout.views(kind, *arrays, out if pending is None else pending), pending
+    seen.append(out if pending is None else pending)
+    return layout.views(kind, seen), pending
 
 
 def _output(
@@ -153,7 +152,7 @@ def training(
         running_var=var,
     )  # fmt: skip
     if array.size:
-        (x_view, y_view), pending = _views(axis, y, array)
+        (x_view, y_view), pending = _views(axis, (array, y))
         stats = cpu.forward(x_view, channels, scale, shift, eps, y_view)
         if pending is not None:
             y[...] = pending
@@ -186,7 +185,7 @@ def inference(
         library, array, out, x=array, mean=given_mean, var=given_var, weight=factor, bias=offset
     )  # fmt: skip
     if array.size:
-        (x_view, y_view), pending = _views(axis, y, array)
+        (x_view, y_view), pending = _views(axis, (array, y))
         cpu.infer(x_view, scale, shift, center, spread, eps, y_view)
         if pending is not None:
             y[...] = pending
@@ -236,7 +235,7 @@ def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
         dx = _output(library, array, out, grad_output=dy, x=array, weight=weight)
     dweight, dbias = np.zeros(channels, scale.dtype), np.zeros(channels, scale.dtype)
     if array.size:
-        (x_view, dy_view, dx_view), pending = _views(axis, dx, array, dy)
+        (x_view, dy_view, dx_view), pending = _views(axis, (array, dy, dx))
         stats = saved._stats
         if saved.training:
             cpu.backward(x_view, dy_view, scale, stats, dx_view, dweight, dbias)
@@ -299,6 +298,6 @@ def moments(library: Library, array: np.ndarray, axis: int) -> Moments:
     layout, without_copy = _own_layout(axis, array)
     if not without_copy:
         array = _copied(array, layout)
-    (view,) = layout.views(SEEN_AS[array.dtype], array)
+    (view,) = layout.views(SEEN_AS[array.dtype], (array,))
     cpu.collect_moments(view, 0.0, stats)
     return Moments._with_rest(array.size // channels, stats[0], stats[1], stats[3])

@@ -58,6 +58,10 @@ class DeviceArray:
     def aligned(self):
         return not any(n % self.dtype.itemsize for n in (self.address, *self.strides))
 
+    @property
+    def c_contiguous(self):
+        return self.strides == contiguous(self.shape, self.dtype.itemsize)
+
     def shadow(self):
         """Return a NumPy array of the same address and strides, not to be read or written."""
         kind = f"<V{self.dtype.itemsize}"

@@ -97,7 +97,7 @@ def canonical(layout, kind, widest_access, shape, strides, places):
     seen = []
     for own, place in zip(strides, places, strict=True):
         array = DeviceArray(None, (1 << 40) + place, shape, own, np.dtype(f"V{itemsize}"), 0)
-        seen.append(layout.views(None, array.shadow())[0].strides)
+        seen.append(layout.views(None, [array.shadow()])[0].strides)
     extents = layout.shape
     rows = len(extents) == 2
     # What an access must not straddle: the end of a row, and 16 bytes anywhere.
