@@ -14,15 +14,15 @@ from .backend import backend_of
 from .dispatch import Array, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .results import Gradients, Moments, Saved, check_moments
-from .validation import check_channels, check_data, check_eps, check_real, open_data
+from .validation import check_data, check_eps, check_real, open_data
 
 __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_inference",
     "batch_norm_training",
+    "evaluate",
     "fold_batch_norm",
-    "saved_inference",
     "train",
     "update_running",
 ]
@@ -193,26 +193,24 @@ def batch_norm_inference(
     array([[0., 0.],
            [1., 2.]])
     """
+    return evaluate(x, mean, var, weight, bias, eps, axis, out)[0]
+
+
+def evaluate(
+    x: Array, mean: Array, var: Array, weight: Array | None, bias: Array | None, eps: float,
+    axis: int, out: Array | None, names: tuple[str, str] = ("mean", "var"), saves: bool = False,
+) -> tuple[Array, Saved | None]:  # fmt: skip
+    """Do `batch_norm_inference`, and save what its backward pass needs if that is wanted.
+
+    Errors call the statistics by the names that the caller knows them by.
+    """
     library, array, axis = open_data(x, axis)
     eps = check_eps(eps)
-    y = backend_of(library).inference(library, array, mean, var, weight, bias, eps, axis, out)
+    found = backend_of(library).inference(
+        library, x, array, mean, var, weight, bias, eps, axis, out, names, saves
+    )
     library.wrote(out)
-    return y
-
-
-def saved_inference(
-    x: Array,
-    mean: Array,
-    var: Array,
-    weight: Array | None,
-    eps: float,
-    axis: int,
-    out: Array | None,
-) -> Saved:
-    """Return what the backward pass of `batch_norm_inference` needs."""
-    library, array, axis = open_data(x, axis)
-    eps = check_eps(eps)
-    return backend_of(library).saved_inference(library, x, array, mean, var, weight, eps, axis, out)
+    return found
 
 
 def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None = None) -> Gradients:
@@ -339,14 +337,12 @@ def batch_norm(
             momentum=momentum,
             eps=eps,
         )[0]
-    for name, value in (("running_mean", running_mean), ("running_var", running_var)):
+    names = "running_mean", "running_var"
+    for name, value in zip(names, (running_mean, running_var), strict=True):
         if value is None:
             msg = f"{name}: expected an array, as training is False, got None"
             raise BnnumbaTypeError(msg)
-    library, array, _ = open_data(x, 1)
-    for name, value in (("running_mean", running_mean), ("running_var", running_var)):
-        check_channels(name, value, library, array.shape[1])
-    return batch_norm_inference(x, running_mean, running_var, weight, bias, eps=eps)
+    return evaluate(x, running_mean, running_var, weight, bias, eps, 1, None, names)[0]
 
 
 def update_running(

@@ -11,15 +11,13 @@ from .dispatch import Array, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .functional import (
     batch_norm_backward,
-    batch_norm_inference,
     batch_norm_training,
-    saved_inference,
+    evaluate,
     train,
 )
 from .moments import check_features
 from .results import Saved
 from .validation import (
-    check_channels,
     check_eps,
     check_integer,
     check_numbers,
@@ -142,6 +140,7 @@ class BatchNorm:
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:
         """Return the normalized `x`, and keep what :meth:`backward` needs."""
         self._check_channels(x)
+        saved: Saved | None
         if self.training and self.track_running_stats:
             momentum = self.momentum
             if momentum is None:
@@ -155,14 +154,10 @@ class BatchNorm:
                 x, self.weight, self.bias, eps=self.eps, axis=self.axis, out=out
             )
         else:
-            mean, var = self.running_mean, self.running_var
-            library = library_of("x", x)
-            check_channels("running_mean", mean, library, self.num_features)
-            check_channels("running_var", var, library, self.num_features)
-            saved = saved_inference(x, mean, var, self.weight, self.eps, self.axis, out)
-            y = batch_norm_inference(
-                x, mean, var, self.weight, self.bias, eps=self.eps, axis=self.axis, out=out
-            )
+            y, saved = evaluate(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.eps, self.axis,
+                out, ("running_mean", "running_var"), saves=True,
+            )  # fmt: skip
         self._saved = saved
         return y
 

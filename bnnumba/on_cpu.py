@@ -19,7 +19,6 @@ __all__ = [
     "fold",
     "inference",
     "moments",
-    "saved_inference",
     "training",
     "update_running",
 ]
@@ -170,57 +169,43 @@ def training(
 
 
 def inference(
-    library: Library, array: np.ndarray, mean: Array, var: Array, weight: Array | None,
-    bias: Array | None, eps: float, axis: int, out: Array | None,
-) -> Array:  # fmt: skip
-    """Do `batch_norm_inference`."""
+    library: Library, x: Array, array: np.ndarray, mean: Array, var: Array, weight: Array | None,
+    bias: Array | None, eps: float, axis: int, out: Array | None, names: tuple[str, str],
+    saves: bool,
+) -> tuple[Array, Saved | None]:  # fmt: skip
+    """Do `evaluate`."""
     channels = array.shape[axis]
-    given_mean = check_channels("mean", mean, library, channels)
-    given_var = check_channels("var", var, library, channels)
+    given_mean = check_channels(names[0], mean, library, channels)
+    given_var = check_channels(names[1], var, library, channels)
     factor = None if weight is None else check_channels("weight", weight, library, channels)
     offset = None if bias is None else check_channels("bias", bias, library, channels)
     center, spread = _alike(_aligned(given_mean), _aligned(given_var))
-    scale, shift, _ = _parameters(array.dtype, factor, offset)
+    scale, shift, own = _parameters(array.dtype, factor, offset)
     y = np.empty_like(array) if out is None else _output(
-        library, array, out, x=array, mean=given_mean, var=given_var, weight=factor, bias=offset
+        library, array, out, x=array, weight=factor, bias=offset,
+        **{names[0]: given_mean, names[1]: given_var},
     )  # fmt: skip
+    saved = None
+    if saves:
+        stats = _constant_stats(center, spread, eps)
+        count = array.size // channels if channels else 0
+        overwritten = out is not None and share(y, array)
+        saved = Saved(x, array, weight, own, stats, count, axis, library, False, overwritten)
     if array.size:
         (x_view, y_view), pending = _views(axis, (array, y))
         cpu.infer(x_view, scale, shift, center, spread, eps, y_view)
         if pending is not None:
             y[...] = pending
-    return library.leave(y) if out is None else out
+    return (library.leave(y) if out is None else out), saved
 
 
-def _constant_stats(
-    library: Library,
-    channels: int,
-    mean_name: str,
-    mean: Array,
-    var_name: str,
-    var: Array,
-    eps: float,
-) -> np.ndarray:
+def _constant_stats(mean: np.ndarray, var: np.ndarray, eps: float) -> np.ndarray:
     """Return the float64 rows mean, var and invstd of given statistics."""
-    stats = np.empty((3, channels))
-    center = check_channels(mean_name, mean, library, channels).astype(_DOUBLE, copy=False)
-    spread = check_channels(var_name, var, library, channels).astype(_DOUBLE, copy=False)
-    cpu.constant_stats(_aligned(center), _aligned(spread), eps, stats)
+    stats = np.empty((3, mean.size))
+    cpu.constant_stats(
+        mean.astype(_DOUBLE, copy=False), var.astype(_DOUBLE, copy=False), eps, stats
+    )
     return stats
-
-
-def saved_inference(
-    library: Library, x: Array, array: np.ndarray, mean: Array, var: Array, weight: Array | None,
-    eps: float, axis: int, out: Array | None,
-) -> Saved:  # fmt: skip
-    """Return what the backward pass of `inference` needs."""
-    channels = array.shape[axis]
-    stats = _constant_stats(library, channels, "mean", mean, "var", var, eps)
-    factor = None if weight is None else check_channels("weight", weight, library, channels)
-    _, _, own = _parameters(array.dtype, factor)
-    count = array.size // channels if channels else 0
-    overwritten = out is not None and share(library.enter("out", out), array)
-    return Saved(x, array, weight, own, stats, count, axis, library, False, overwritten)
 
 
 def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
@@ -273,9 +258,9 @@ def fold(
 ) -> tuple[Array, Array]:  # fmt: skip
     """Do `fold_batch_norm`."""
     channels = kernel.shape[0]
-    stats = _constant_stats(
-        library, channels, "running_mean", running_mean, "running_var", running_var, eps
-    )
+    mean = check_channels("running_mean", running_mean, library, channels)
+    var = check_channels("running_var", running_var, library, channels)
+    stats = _constant_stats(_aligned(mean), _aligned(var), eps)
     factor = stats[2]
     offset = -stats[0]
     if conv_bias is not None:

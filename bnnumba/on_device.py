@@ -36,7 +36,6 @@ __all__ = [
     "fold",
     "inference",
     "moments",
-    "saved_inference",
     "training",
     "update_running",
 ]
@@ -133,19 +132,28 @@ def training(
 
 
 def inference(
-    library: Any, array: Any, mean: Array, var: Array, weight: Array | None, bias: Array | None,
-    eps: float, axis: int, out: Array | None,
-) -> Array:  # fmt: skip
-    """Do `batch_norm_inference`."""
+    library: Any, x: Array, array: Any, mean: Array, var: Array, weight: Array | None,
+    bias: Array | None, eps: float, axis: int, out: Array | None, names: tuple[str, str],
+    saves: bool,
+) -> tuple[Array, Saved | None]:  # fmt: skip
+    """Do `evaluate`."""
     channels = array.shape[axis]
-    names = ("mean", "var", "weight", "bias")
-    given = per_channel(library, array, channels, mean=mean, var=var, weight=weight, bias=bias)
+    named = {names[0]: mean, names[1]: var, "weight": weight, "bias": bias}
+    given = per_channel(library, array, channels, **named)
     call = _call(library, array)
-    y = output(library, array, out, x=array, **dict(zip(names, given, strict=True)))
-    if array.size:
-        with call.device:
+    y = output(library, array, out, x=array, **dict(zip(named, given, strict=True)))
+    saved = None
+    with call.device:
+        if saves:
+            stats = _constant_stats(call, array, channels, given[0], given[1], single(eps, array))
+            count = array.size // channels if channels else 0
+            overwritten = out is not None and overlapping(y, array)
+            saved = _DeviceSaved(
+                x, array, weight, given[2], stats, count, axis, library, False, overwritten
+            )  # fmt: skip
+        if array.size:
             _infer(call, array, axis, y, given, single(eps, array))
-    return y.owner if out is None else out
+    return (y.owner if out is None else out), saved
 
 
 def _infer(call: Call, array: Any, axis: int, y: Any, given: list[Any], eps: float) -> None:
@@ -157,22 +165,13 @@ def _infer(call: Call, array: Any, axis: int, y: Any, given: list[Any], eps: flo
         copy_array(call, target, y)
 
 
-def saved_inference(
-    library: Any, x: Array, array: Any, mean: Array, var: Array, weight: Array | None, eps: float,
-    axis: int, out: Array | None,
-) -> Saved:  # fmt: skip
-    """Return what the backward pass of `inference` needs."""
-    channels = array.shape[axis]
-    given = per_channel(library, array, channels, mean=mean, var=var, weight=weight)
-    call = _call(library, array)
-    with call.device:
-        stats = call.empty((4, channels), real_of(array.dtype.name), array)
-        if channels:
-            center, spread = alike(call, *given[:2])
-            gpu.constant_stats(call, center, spread, single(eps, array), stats)
-    count = array.size // channels if channels else 0
-    overwritten = out is not None and overlapping(library.enter("out", out), array)
-    return _DeviceSaved(x, array, weight, given[2], stats, count, axis, library, False, overwritten)
+def _constant_stats(call: Call, x: Any, channels: int, mean: Any, var: Any, eps: float) -> Any:
+    """Return the rows of stats of given statistics."""
+    stats = call.empty((4, channels), real_of(x.dtype.name), x)
+    if channels:
+        center, spread = alike(call, mean, var)
+        gpu.constant_stats(call, center, spread, eps, stats)
+    return stats
 
 
 def backward(dy: Any, saved: Any, out: Array | None) -> Gradients:

@@ -157,7 +157,8 @@ def forward_inference(x: int, axis: int, params: Params, y_out: int) -> None:
     a = _Arguments(x, axis)
     weight, bias, mean, var = a.parameters(params)
     on_device.inference(
-        _LIBRARY, a.x, mean, var, weight, bias, params.eps, axis, _tensor("y_out", y_out)
+        _LIBRARY, None, a.x, mean, var, weight, bias, params.eps, axis, _tensor("y_out", y_out),
+        ("running_mean", "running_var"), False,
     )  # fmt: skip
 
 
