@@ -39,17 +39,19 @@ def _parameters(
     if weight is None:
         own = _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
     else:
-        own = _aligned(weight)
+        own = _dense(weight)
     if bias is None:
         return own, _NONE[own.dtype], own
-    shift = _aligned(bias)
+    shift = _dense(bias)
     if weight is None:
         return _NONE[shift.dtype], shift, own
     return *_alike(own, shift), own
 
 
-def _aligned(array: np.ndarray) -> np.ndarray:
-    return array if array.flags.aligned else array.copy()
+def _dense(array: np.ndarray) -> np.ndarray:
+    """Return values of channels where vectors of them can be read."""
+    flags = array.flags
+    return array if flags.aligned and flags.c_contiguous else array.copy()
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +181,7 @@ def inference(
     given_var = check_channels(names[1], var, library, channels)
     factor = None if weight is None else check_channels("weight", weight, library, channels)
     offset = None if bias is None else check_channels("bias", bias, library, channels)
-    center, spread = _alike(_aligned(given_mean), _aligned(given_var))
+    center, spread = _alike(_dense(given_mean), _dense(given_var))
     scale, shift, own = _parameters(array.dtype, factor, offset)
     y = np.empty_like(array) if out is None else _output(
         library, array, out, x=array, weight=factor, bias=offset,
@@ -260,7 +262,7 @@ def fold(
     channels = kernel.shape[0]
     mean = check_channels("running_mean", running_mean, library, channels)
     var = check_channels("running_var", running_var, library, channels)
-    stats = _constant_stats(_aligned(mean), _aligned(var), eps)
+    stats = _constant_stats(_dense(mean), _dense(var), eps)
     factor = stats[2]
     offset = -stats[0]
     if conv_bias is not None:

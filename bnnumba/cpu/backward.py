@@ -31,7 +31,7 @@ from .memory import (
     stream,
     unaligned,
 )
-from .normalize import columns_of_channel, store_live
+from .normalize import first_coefficient, store_live
 from .plan import slab_bounds
 from .prefetching import prefetch, prefetch_distance
 from .simd import (
@@ -159,48 +159,61 @@ def add_slabs(begin, end, plan, partial, rest, sums):
 
     Those are sums over x less the mean that float64 has room for, and the rest of it.
     """
-    for c in range(begin, end):
-        sums[0, c] = partial[0, 0, c]
-        sums[1, c] = partial[0, 1, c]
-    for slab in range(1, plan.slabs):
-        for c in range(begin, end):
-            sums[0, c] += partial[slab, 0, c]
-            sums[1, c] += partial[slab, 1, c]
-    if rest.size:
-        for c in range(begin, end):
-            sums[1, c] -= rest[c] * sums[0, c]
+    sum_dy, sum_dy_xmu = row_at(sums, (0,)), row_at(sums, (1,))
+    for c in range(begin, end, 8):
+        live = end - c
+        total = load_lanes(row_at(partial, (0, 0)), c, live)
+        product = load_lanes(row_at(partial, (0, 1)), c, live)
+        for slab in range(1, plan.slabs):
+            total = total + load_lanes(row_at(partial, (slab, 0)), c, live)
+            product = product + load_lanes(row_at(partial, (slab, 1)), c, live)
+        if rest.size:
+            product = product - load_lanes(rest, c, live) * total
+        store_lanes(sum_dy, c, live, total)
+        store_lanes(sum_dy_xmu, c, live, product)
 
 
 @inlined
 def parameter_gradients(begin, end, invstd, sums, dweight, dbias):
     """Write dweight and dbias for a range of channels."""
-    for c in range(begin, end):
-        dweight[c] = sums[1, c] * invstd[c]
-        dbias[c] = sums[0, c]
+    sum_dy, sum_dy_xmu = row_at(sums, (0,)), row_at(sums, (1,))
+    for c in range(begin, end, 8):
+        live = end - c
+        product = load_lanes(sum_dy_xmu, c, live) * load_lanes(invstd, c, live)
+        store_lanes(dweight, c, live, product)
+        store_lanes(dbias, c, live, load_lanes(sum_dy, c, live))
 
 
 @part
 def input_coefficients(begin, end, count, mean, rest, invstd, sums, weight, coefs):
-    """Write center, a, b, rest to the first column of each channel in `coefs`.
+    """Write center, a, b, rest of a range of channels; see `repeat_coefficients`.
 
     So dx = a * dy + b * (x - center) + rest.
     """
-    share = 1.0 / count
-    s = columns_of_channel(coefs, mean.size)
-    for c in range(begin, end):
-        a = invstd[c]
+    at = first_coefficient(begin, mean.size, coefs)
+    centers, factors = row_at(coefs, (0, at)), row_at(coefs, (1, at))
+    slopes, rests = row_at(coefs, (2, at)), row_at(coefs, (3, at))
+    sum_dy, sum_dy_xmu = row_at(sums, (0,)), row_at(sums, (1,))
+    share, zero = splat_f64(1.0 / count), splat_f64(0.0)
+    for c in range(begin, end, 8):
+        live = end - c
+        root = load_lanes(invstd, c, live)
+        a = root
         if weight.size:
-            a *= weight[c]
+            a = a * load_lanes(weight, c, live)
         a = bounded(coefs, a)
-        b = bounded(coefs, -a * (invstd[c] * (invstd[c] * (sums[1, c] * share))))
-        center = rounded(coefs, mean[c])
-        left = mean[c] - center
+        slope = a * (root * (root * (load_lanes(sum_dy_xmu, c, live) * share)))
+        b = bounded(coefs, zero - slope)
+        exact = load_lanes(mean, c, live)
+        center = rounded(coefs, exact)
+        left = exact - center
         if rest.size:
-            left += rest[c]
-        coefs[0, c * s] = canonical(center)
-        coefs[1, c * s] = canonical(a)
-        coefs[2, c * s] = canonical(b)
-        coefs[3, c * s] = canonical(-a * (sums[0, c] * share) - b * left)
+            left = left + load_lanes(rest, c, live)
+        offset = zero - a * (load_lanes(sum_dy, c, live) * share) - b * left
+        store_lanes(centers, c - begin, live, canonical(center))
+        store_lanes(factors, c - begin, live, canonical(a))
+        store_lanes(slopes, c - begin, live, canonical(b))
+        store_lanes(rests, c - begin, live, canonical(offset))
 
 
 @part

@@ -56,27 +56,30 @@ def write_inverse_std(begin, end, m2, count, eps, invstd):
 
 @part
 def normalize_coefficients(begin, end, mean, rest, invstd, weight, bias, coefs):
-    """Write center, scale, shift to the first column of each channel in `coefs`.
+    """Write center, scale, shift of a range of channels; see `repeat_coefficients`.
 
     `rest` is what float64 has no room for of the mean. An empty weight stands for ones, an empty
     rest or bias for zeros.
     """
-    s = columns_of_channel(coefs, mean.size)
-    for c in range(begin, end):
-        scale = invstd[c]
+    at = first_coefficient(begin, mean.size, coefs)
+    centers, scales, shifts = row_at(coefs, (0, at)), row_at(coefs, (1, at)), row_at(coefs, (2, at))
+    for c in range(begin, end, 8):
+        live = end - c
+        scale = load_lanes(invstd, c, live)
         if weight.size:
-            scale *= weight[c]
+            scale = scale * load_lanes(weight, c, live)
         scale = bounded(coefs, scale)
-        center = rounded(coefs, mean[c])
-        left = mean[c] - center
+        exact = load_lanes(mean, c, live)
+        center = rounded(coefs, exact)
+        left = exact - center
         if rest.size:
-            left += rest[c]
-        shift = -left * scale
+            left = left + load_lanes(rest, c, live)
+        shift = splat_f64(0.0)
         if bias.size:
-            shift += bias[c]
-        coefs[0, c * s] = canonical(center)
-        coefs[1, c * s] = canonical(scale)
-        coefs[2, c * s] = canonical(shift)
+            shift = load_lanes(bias, c, live)
+        store_lanes(centers, c - begin, live, canonical(center))
+        store_lanes(scales, c - begin, live, canonical(scale))
+        store_lanes(shifts, c - begin, live, canonical(shift - left * scale))
 
 
 @inlined
@@ -85,9 +88,18 @@ def columns_of_channel(coefs, channels):
     return (coefs.shape[1] - REPEATED) // channels
 
 
+@inlined
+def first_coefficient(begin, channels, coefs):
+    """Return the column of the coefficients of the first one of a range of channels.
+
+    Those of the others follow it, until they are repeated.
+    """
+    return begin * columns_of_channel(coefs, channels)
+
+
 @part
 def repeat_coefficients(begin, end, channels, coefs):
-    """Write the coefficients of the first column of each channel to the others of the rc view.
+    """Write the coefficients of a range of channels to all their columns of the rc view.
 
     Those of the first columns follow once more on those of the last, as a vector may begin in one
     row and end in the next one.
@@ -96,8 +108,8 @@ def repeat_coefficients(begin, end, channels, coefs):
     if s > 1:
         for k in range(coefs.shape[0]):
             row = row_at(coefs, (k,))
-            for c in range(begin, end):
-                fill(row, c * s, s, splat(row, coefs[k, c * s]))
+            for c in range(end - 1, begin - 1, -1):  # no column is written before it is read
+                fill(row, c * s, s, splat(row, coefs[k, begin * s + c - begin]))
     columns = coefs.shape[1] - REPEATED
     if begin == 0 and end * s == columns:
         for k in range(coefs.shape[0]):

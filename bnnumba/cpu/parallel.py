@@ -110,9 +110,7 @@ def _infer(team, packed, x, weight, bias, mean, var, eps, y):
     plan, channels = plan_of(packed), mean.size
     scratch, coefs = room(y, channels, 1, 1, 3)
     invstd = scratch[0, 0]
-    for c in range(channels):
-        invstd[c] = var[c]  # contiguous here, as vectors are
-    write_inverse_std(0, channels, invstd, 1, eps, invstd)
+    write_inverse_std(0, channels, var, 1, eps, invstd)
     coefficients_range(0, channels, mean, invstd[:0], invstd, weight, bias, coefs)
     items = plan.slabs * ((x.shape[1] + plan.block - 1) // plan.block)
     _normalize_items(team, items, x, plan, coefs, y)

@@ -131,8 +131,8 @@ def rounded(typingctx, array, value):
 
 
 @intrinsic
-def bounded(typingctx, array, scalar):
-    """Return a float64 scalar, or where only float64 has room for it the largest float32.
+def bounded(typingctx, array, value):
+    """Return lanes of float64, or where only float64 has room for one the largest float32.
 
     Where `array` has elements of float32, that is: times 0, infinity would be NaN.
     """
@@ -143,35 +143,38 @@ def bounded(typingctx, array, scalar):
         if not single:
             return value
 
-        def constant(number):
-            return ir.Constant(DOUBLE, number)
+        def every(number):
+            return ir.Constant(value.type, [number] * value.type.count)
 
         largest = 3.4028234663852886e38
         above = builder.and_(
-            builder.fcmp_ordered(">", value, constant(largest)),
-            builder.fcmp_ordered("<", value, constant(float("inf"))),
+            builder.fcmp_ordered(">", value, every(largest)),
+            builder.fcmp_ordered("<", value, every(float("inf"))),
         )
         below = builder.and_(
-            builder.fcmp_ordered("<", value, constant(-largest)),
-            builder.fcmp_ordered(">", value, constant(float("-inf"))),
+            builder.fcmp_ordered("<", value, every(-largest)),
+            builder.fcmp_ordered(">", value, every(float("-inf"))),
         )
-        value = builder.select(above, constant(largest), value)
-        return builder.select(below, constant(-largest), value)
+        bound = builder.select(above, every(largest), value)
+        return builder.select(below, every(-largest), bound)
 
-    return types.float64(array, types.float64), codegen
+    return value(array, value), codegen
 
 
 @intrinsic
-def canonical(typingctx, scalar):
-    """Return a float64 scalar, or where it is NaN that of ``math.nan``; see `narrowed`."""
+def canonical(typingctx, value):
+    """Return lanes of float64, or where one is NaN that of ``math.nan``; see `narrowed`."""
 
     def codegen(context, builder, sig, args):
         # As integers, as LLVM may take one NaN for another.
+        kind = args[0].type
+        wide = ir.VectorType(I64, kind.count)
         is_nan = builder.fcmp_unordered("uno", args[0], args[0])
-        bits = builder.select(is_nan, I64(0x7FF8 << 48), builder.bitcast(args[0], I64))
-        return builder.bitcast(bits, DOUBLE)
+        nan = ir.Constant(wide, [0x7FF8 << 48] * kind.count)
+        bits = builder.select(is_nan, nan, builder.bitcast(args[0], wide))
+        return builder.bitcast(bits, kind)
 
-    return types.float64(types.float64), codegen
+    return value(value), codegen
 
 
 @intrinsic

@@ -74,6 +74,8 @@ def narrowed(builder, array, value):
     cannot where the NaN came from a bfloat16 or was `canonical`.
     """
     count = value.type.count
+    if array.dtype == types.float32 and value.type.element == DOUBLE:
+        return builder.fptrunc(value, ir.VectorType(FLOAT, count))
     stored, wide = ir.VectorType(I16, count), ir.VectorType(I32, count)
 
     def every(constant):
