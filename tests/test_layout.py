@@ -189,26 +189,36 @@ def test_any_other_input_is_copied_once(name):
         assert most_memory(call) < 1.33 * x.nbytes
 
 
+PER_CHANNEL = {
+    "unaligned": LAYOUTS["unaligned"],
+    "strided": lambda a: np.repeat(a, 3)[::3],
+    "reversed": lambda a: a[::-1].copy()[::-1],
+    "of_one_value": lambda a: np.broadcast_to(a[:1], a.shape),
+}
+
+
 @pytest.mark.parametrize("weight_dtype", ["f4", "f8"])  # that of bias is f4: alike, or converted
-def test_per_channel_arguments_may_be_unaligned(weight_dtype):
-    x, dy = normal((6, 5, 4)), normal((6, 5, 4), seed=1)
-    weight, bias = parameters(5)
-    mean, var = normal((5,), seed=2), normal((5,), seed=3) ** 2
-    given = weight.astype(weight_dtype), bias, mean, var
+@pytest.mark.parametrize("name", PER_CHANNEL)
+@pytest.mark.parametrize("channels", [5, 21])
+def test_per_channel_arguments_may_have_any_strides(channels, name, weight_dtype):
+    x, dy = normal((6, channels, 4)), normal((6, channels, 4), seed=1)
+    weight, bias = parameters(channels)
+    mean, var = normal((channels,), seed=2), normal((channels,), seed=3) ** 2
+    views = [PER_CHANNEL[name](a) for a in (weight.astype(weight_dtype), bias, mean, var)]
+    assert not any(a.flags.aligned and a.flags.c_contiguous for a in views)
 
     def results(weight, bias, mean, var):
         y, saved = bn.batch_norm_training(x, weight, bias)
-        layer = bn.BatchNorm(5).eval()
+        layer = bn.BatchNorm(channels).eval()
         layer.weight, layer.bias, layer.running_mean, layer.running_var = weight, bias, mean, var
         evaluated = layer(x)
-        conv = normal((5, 3), np.float64)
+        conv = normal((channels, 3), np.float64)
         return [
             y, *bn.batch_norm_backward(dy, saved), bn.batch_norm_inference(x, mean, var, weight),
             evaluated, layer.backward(dy), *bn.fold_batch_norm(conv, bias, mean, var, weight, bias),
         ]  # fmt: skip
 
-    unaligned = [LAYOUTS["unaligned"](a) for a in given]
-    assert not any(a.flags.aligned for a in unaligned)
-    for got, expected in zip(results(*unaligned), results(*given), strict=True):
+    plain = [np.array(a) for a in views]
+    for got, expected in zip(results(*views), results(*plain), strict=True):
         assert got.dtype == expected.dtype
         assert same_bits(got, expected)
