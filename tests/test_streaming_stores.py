@@ -8,7 +8,7 @@ import pytest
 from support import normal, parameters, same_bits
 
 import bnnumba as bn
-from bnnumba.cpu import caches, choices, memory, parallel, simd
+from bnnumba.cpu import caches, choices, lanewise, memory, parallel, simd
 
 SHAPES = [
     (2, 3, 200),  # rows of several vectors, all of them aligned alike, or
@@ -103,7 +103,7 @@ def test_the_compiler_keeps_every_store_past_the_caches(element):
     @numba.njit
     def square(x, y):
         v = memory.load(x, 0)
-        memory.stream(y, 0, simd.fma(v, v, v))
+        memory.stream(y, 0, lanewise.fma(v, v, v))
 
     x = np.zeros(64, element)
     square.compile((numba.typeof(x), numba.typeof(x)))

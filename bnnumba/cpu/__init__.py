@@ -1,9 +1,9 @@
 """The CPU backend: steps of batch normalization on canonical views.
 
 A view is x[n, c, s] with contiguous rows or x[r, c] with contiguous channels (`bnnumba.layout`);
-arrays of 16-bit floats are views as integers (`bnnumba.cpu.simd`). Arrays of one value per channel
-are contiguous, and statistics are float64, but for those that `infer` is given: ``stats`` has the
-rows mean, m2, invstd, and the rest of the mean that float64 has no room for.
+arrays of 16-bit floats are views as integers (`bnnumba.cpu.storage`). Arrays of one value per
+channel are contiguous, and statistics are float64, but for those that `infer` is given: ``stats``
+has the rows mean, m2, invstd, and the rest of the mean that float64 has no room for.
 """
 
 import numpy as np

@@ -16,6 +16,7 @@ from .gradient_sums import (
     accumulate_gradient_row,
 )
 from .jit import by_rank, inlined, part
+from .lanewise import bounded, canonical, fma, rounded
 from .memory import (
     REPEATED,
     adjacent,
@@ -34,18 +35,7 @@ from .memory import (
 from .normalize import first_coefficient, store_live
 from .plan import slab_bounds
 from .prefetching import prefetch, prefetch_distance
-from .simd import (
-    blend,
-    bounded,
-    canonical,
-    fma,
-    hsum,
-    lanes,
-    rounded,
-    splat,
-    splat_f64,
-    zeros_f64x16,
-)
+from .simd import blend, hsum, lanes, splat, splat_f64, zeros_f64x16
 from .sums import (
     RUN,
     SEGMENT,

@@ -20,7 +20,7 @@ from ..errors import BackendError
 # nogil: other Python threads run while a kernel works.
 # error_model="numpy": a division by zero gives inf or nan as in NumPy, and no branch raises.
 # fastmath stays off: NaN and infinity must survive, and the order of additions is the contract
-# ("same bits every time"). What may be fused to an FMA says so itself (simd.fma).
+# ("same bits every time"). What may be fused to an FMA says so itself (lanewise.fma).
 OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 

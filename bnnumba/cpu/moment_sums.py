@@ -10,6 +10,7 @@ be rounded the same way, and such errors do not average out.
 """
 
 from .jit import inlined, part
+from .lanewise import difference, fma, rounded, zero_where_less
 from .memory import (
     element,
     load_f64,
@@ -20,18 +21,7 @@ from .memory import (
     store,
 )
 from .prefetching import BLOCK, prefetch, prefetch_run
-from .simd import (
-    blend,
-    difference,
-    fma,
-    half_sum,
-    hsum,
-    joined,
-    rounded,
-    splat_f64,
-    zero_where_less,
-    zeros_f64x16,
-)
+from .simd import blend, half_sum, hsum, joined, splat_f64, zeros_f64x16
 
 
 @part

@@ -18,6 +18,7 @@ from it), hence d = 0 and m2 = 0 exactly.
 """
 
 from .jit import by_rank, inlined, part
+from .lanewise import middle, or_zero, positive_part
 from .memory import element, fill, load_f64, load_lanes, row_at, store, store_lanes
 from .moment_sums import (
     accumulate_columns,
@@ -29,7 +30,7 @@ from .moment_sums import (
 )
 from .plan import slab_bounds
 from .prefetching import prefetch_distance
-from .simd import all_zero, hsum, middle, or_zero, positive_part, splat_f64
+from .simd import all_zero, hsum, splat_f64
 from .sums import (
     RUN,
     SEGMENT,

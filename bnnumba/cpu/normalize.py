@@ -9,6 +9,7 @@ rounding left over, so that an offset of any size costs no digits of y:
 import math
 
 from .jit import by_rank, inlined, part
+from .lanewise import bounded, canonical, fma, inverse_root, rounded
 from .memory import (
     REPEATED,
     adjacent,
@@ -25,7 +26,7 @@ from .memory import (
 )
 from .plan import slab_bounds
 from .prefetching import prefetch
-from .simd import blend, bounded, canonical, fma, inverse_root, lanes, rounded, splat, splat_f64
+from .simd import blend, lanes, splat, splat_f64
 
 # Columns of a row in the rc view above which rows are written two at a time: the coefficients of
 # more would not stay in L1 from row to row (8192 rows of 4096, AVX2: 8.7 ms against 10.4; four at a

@@ -1,16 +1,16 @@
-"""Vectors of fixed width for the CPU kernels, and their arithmetic in a known order.
+"""Vectors of fixed width for the CPU kernels, made, taken apart and added up in a known order.
 
 A kernel that spells out its vectors adds numbers in the same order on every machine, whatever
 the compiler would have made of a loop: 16 lanes of float32, or 8 of float64. The compiler splits a
-vector into whatever registers the CPU has. How the elements of arrays become vectors is the part of
-`bnnumba.cpu.storage`, how they get there and back that of `bnnumba.cpu.memory`.
+vector into whatever registers the CPU has. Other arithmetic than ``+ - * /`` is the part of
+`bnnumba.cpu.lanewise`, how elements of arrays become vectors that of `bnnumba.cpu.storage`, and how
+they get there and back that of `bnnumba.cpu.memory`.
 """
 
 import operator
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -66,7 +66,8 @@ _register_operator(operator.mul, "fmul")
 _register_operator(operator.truediv, "fdiv")
 
 
-def _emit_splat(builder, scalar, count):
+def emit_splat(builder, scalar, count):
+    """Return a vector of one number."""
     vector = ir.VectorType(scalar.type, count)
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, I32(0))
     zeros = ir.Constant(ir.VectorType(I32, count), [0] * count)
@@ -78,7 +79,7 @@ def emit_mask(builder, live, count):
     # Lanes of 32 bits, as a mask of 64 takes AVX2 twice the registers, and a dozen instructions to
     # make it one for elements of float32.
     lane = ir.Constant(ir.VectorType(I32, count), list(range(count)))
-    return builder.icmp_signed("<", lane, _emit_splat(builder, builder.trunc(live, I32), count))
+    return builder.icmp_signed("<", lane, emit_splat(builder, builder.trunc(live, I32), count))
 
 
 @intrinsic
@@ -112,69 +113,9 @@ def splat(typingctx, array, scalar):
         scalar = args[1]
         if vector is f32x16:
             scalar = builder.fptrunc(scalar, FLOAT)
-        return _emit_splat(builder, scalar, vector.count)
+        return emit_splat(builder, scalar, vector.count)
 
     return vector(array, types.float64), codegen
-
-
-@intrinsic
-def rounded(typingctx, array, value):
-    """Return a float64, or lanes of it, rounded to the precision that `array` is computed in."""
-    single = vector_of(array) is f32x16
-
-    def codegen(context, builder, sig, args):
-        kind = args[1].type
-        narrow = ir.VectorType(FLOAT, kind.count) if isinstance(kind, ir.VectorType) else FLOAT
-        return builder.fpext(builder.fptrunc(args[1], narrow), kind) if single else args[1]
-
-    return value(array, value), codegen
-
-
-@intrinsic
-def bounded(typingctx, array, value):
-    """Return lanes of float64, or where only float64 has room for one the largest float32.
-
-    Where `array` has elements of float32, that is: times 0, infinity would be NaN.
-    """
-    single = array.dtype == types.float32
-
-    def codegen(context, builder, sig, args):
-        value = args[1]
-        if not single:
-            return value
-
-        def every(number):
-            return ir.Constant(value.type, [number] * value.type.count)
-
-        largest = 3.4028234663852886e38
-        above = builder.and_(
-            builder.fcmp_ordered(">", value, every(largest)),
-            builder.fcmp_ordered("<", value, every(float("inf"))),
-        )
-        below = builder.and_(
-            builder.fcmp_ordered("<", value, every(-largest)),
-            builder.fcmp_ordered(">", value, every(float("-inf"))),
-        )
-        bound = builder.select(above, every(largest), value)
-        return builder.select(below, every(-largest), bound)
-
-    return value(array, value), codegen
-
-
-@intrinsic
-def canonical(typingctx, value):
-    """Return lanes of float64, or where one is NaN that of ``math.nan``; see `narrowed`."""
-
-    def codegen(context, builder, sig, args):
-        # As integers, as LLVM may take one NaN for another.
-        kind = args[0].type
-        wide = ir.VectorType(I64, kind.count)
-        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
-        nan = ir.Constant(wide, [0x7FF8 << 48] * kind.count)
-        bits = builder.select(is_nan, nan, builder.bitcast(args[0], wide))
-        return builder.bitcast(bits, kind)
-
-    return value(value), codegen
 
 
 @intrinsic
@@ -224,104 +165,9 @@ def splat_f64(typingctx, scalar):
     """Return 8 lanes of one float64 scalar."""
 
     def codegen(context, builder, sig, args):
-        return _emit_splat(builder, args[0], 8)
+        return emit_splat(builder, args[0], 8)
 
     return f64x8(types.float64), codegen
-
-
-@intrinsic
-def fma(typingctx, a, b, c):
-    """Return ``a * b + c``, in one rounding where the CPU has the instruction.
-
-    There always: a product and a sum that may be contracted were not in a loop over parts of
-    vectors on aarch64, so that bits depended on the number of threads.
-    """
-
-    def codegen(context, builder, sig, args):
-        kind = args[0].type
-        suffix = {FLOAT: "f32", DOUBLE: "f64"}[kind.element]
-        name = f"llvm.fmuladd.v{kind.count}{suffix}"
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(kind, [kind] * 3), name
-        )
-        return builder.call(function, args)
-
-    return a(a, b, c), codegen
-
-
-@intrinsic
-def inverse_root(typingctx, value):
-    """Return 1 / sqrt of each lane, and 0 where it is 0."""
-
-    def codegen(context, builder, sig, args):
-        kind = args[0].type
-        suffix = {FLOAT: "f32", DOUBLE: "f64"}[kind.element]
-        root = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.v{kind.count}{suffix}"
-        )
-        one = _emit_splat(builder, ir.Constant(kind.element, 1.0), kind.count)
-        inverse = builder.fdiv(one, builder.call(root, [args[0]]))
-        zero = ir.Constant(kind, None)
-        return builder.select(builder.fcmp_ordered("==", args[0], zero), zero, inverse)
-
-    return value(value), codegen
-
-
-@intrinsic
-def positive_part(typingctx, value):
-    """Return each lane, or 0 where it is negative; NaN stays."""
-
-    def codegen(context, builder, sig, args):
-        zero = ir.Constant(args[0].type, None)
-        return builder.select(builder.fcmp_ordered("<", args[0], zero), zero, args[0])
-
-    return value(value), codegen
-
-
-@intrinsic
-def middle(typingctx, a, b, c):
-    """Return the middle one of three, lane by lane."""
-
-    def codegen(context, builder, sig, args):
-        def less(u, v):
-            return builder.fcmp_ordered("<", u, v)
-
-        a, b, c = args
-        low, high = builder.select(less(b, a), b, a), builder.select(less(b, a), a, b)
-        at_most = builder.select(less(high, c), high, c)
-        return builder.select(less(at_most, low), low, at_most)
-
-    return a(a, b, c), codegen
-
-
-@intrinsic
-def difference(typingctx, value, pivot):
-    """Return ``value - pivot``, or without an operation the value, where the pivot is None.
-
-    The pivot may be one number for all lanes.
-    """
-    if isinstance(pivot, types.NoneType):
-        return value(value, pivot), lambda context, builder, sig, args: args[0]
-
-    def codegen(context, builder, sig, args):
-        value, pivot = args
-        if pivot.type == DOUBLE:
-            pivot = _emit_splat(builder, pivot, value.type.count)
-        return builder.fsub(value, pivot)
-
-    return value(value, pivot), codegen
-
-
-@intrinsic
-def zero_where_less(typingctx, value, a, b):
-    """Return each lane of a value, or 0 where a is not more than b."""
-
-    def codegen(context, builder, sig, args):
-        value, a, b = args
-        less = builder.fcmp_ordered("<=", a, b)
-        return builder.select(less, ir.Constant(value.type, None), value)
-
-    return value(value, a, b), codegen
 
 
 @intrinsic
@@ -335,17 +181,6 @@ def all_zero(typingctx, value):
         return builder.icmp_signed("==", builder.bitcast(other, bits), bits(0))
 
     return types.boolean(value), codegen
-
-
-@intrinsic
-def or_zero(typingctx, value):
-    """Return each lane, or 0 where it is NaN."""
-
-    def codegen(context, builder, sig, args):
-        zero = ir.Constant(args[0].type, None)
-        return builder.select(builder.fcmp_unordered("uno", args[0], zero), zero, args[0])
-
-    return value(value), codegen
 
 
 @intrinsic

@@ -6,9 +6,10 @@ side are taken together, as one. Runs of additions are folded into a second leve
 """
 
 from .jit import inlined, part
+from .lanewise import or_zero
 from .memory import adjacent, load_f64, load_f64x16, load_lanes, row_at, store, store_lanes
 from .prefetching import prefetch_distance
-from .simd import hsum, or_zero, splat_f64
+from .simd import hsum, splat_f64
 
 # Additions to a sum before it is folded into that of the level above: adding up numbers that are
 # alike rounds the same way each time. In sums of 2048 the variance of a channel that is constant
