@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,3 +26,12 @@ def dtype(request) -> np.dtype:
 def param_dtype(request) -> np.dtype:
     """Every dtype that weight, bias and running statistics can have."""
     return request.param
+
+
+def pytest_collection_modifyitems(items):
+    """Run the files with the most slow tests first: at the end, one process would be left with it.
+
+    A file is run by one process, as `make test` has it.
+    """
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

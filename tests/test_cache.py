@@ -10,6 +10,7 @@ import pytest
 from support import run_python
 
 import bnnumba
+from bnnumba.code_cache import CodeFiles
 
 PACKAGE = pathlib.Path(bnnumba.__file__).parent
 # Each process below compiles anew, so it computes little: every function once, or moments alone.
@@ -58,6 +59,34 @@ def test_a_cache_that_cannot_be_written_after_import_is_only_slower(tmp_path):
     {MOMENTS}
     """
     run_python(code, env={"NUMBA_CACHE_DIR": cache})
+
+
+@pytest.mark.slow
+def test_files_that_were_cut_short_are_written_anew(tmp_path):
+    env = {"NUMBA_CACHE_DIR": tmp_path}
+    run_python(MOMENTS, env=env)
+    files = list(tmp_path.rglob("*.nbc"))
+    whole = [p.read_bytes() for p in files]
+    for p, size in zip(files, [0, 10, 1000] * len(files), strict=False):
+        os.truncate(p, size)
+    run_python(MOMENTS, env=env)
+    assert [len(p.read_bytes()) for p in files] == [len(data) for data in whole]
+
+
+def test_code_that_two_processes_keep_at_once_is_not_mixed_up(tmp_path):
+    one, other = (CodeFiles(tmp_path, "function", "sources") for _ in range(2))
+    save, other._load_index = one._save_data, dict  # the other has looked for files before
+
+    def save_later(name, data):
+        other.save("int", "code for int")
+        save(name, data)
+
+    one._save_data = save_later
+    one.save("float", "code for float")
+    files = CodeFiles(tmp_path, "function", "sources")
+    assert files.load("float") == "code for float"
+    assert files.load("int") == "code for int"
+    assert CodeFiles(tmp_path, "function", "newer sources").load("int") is None
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ of each kernel are printed; ``pytest -rP`` shows them.
 
 import os
 import re
+import textwrap
 
 import pytest
+from support import run_python
 
 pytest.importorskip(
     "numba_cuda",
@@ -102,3 +104,44 @@ def test_kernels_of_the_c_abi_compile(real):
     for kernel in vars(saved.build(real)).values():
         ptx = _assembled(kernel, (9, 0))
         assert ("cvt.rn.f32.f64" in ptx) == (real == "float32" and kernel.name == "unpack")
+
+
+KERNEL = """
+import sys
+from bnnumba.gpu import jit
+from bnnumba.gpu.launch import kernels_of
+
+def compiled(*arguments, **options):
+    compiled.count += 1
+    return found(*arguments, **options)
+
+found, jit.cuda.compile, compiled.count = jit.cuda.compile, compiled, 0
+kernels = kernels_of("float32", 4, 1, "float32"), kernels_of("float32", 2, 1, "float32")
+for build in kernels:
+    for capability in (8, 0), (9, 0):
+        assert f"sm_{capability[0]}{capability[1]}" in build.merge_sums.ptx(capability)[1]
+assert len({build.merge_sums.ptx((8, 0))[1] for build in kernels}) == 2
+assert compiled.count == int(sys.argv[1]), compiled.count
+"""
+
+
+@pytest.mark.slow
+def test_kernels_are_kept_for_later_processes(tmp_path):
+    cache = tmp_path / "cache"
+    run_python(KERNEL, 4, env={"NUMBA_CACHE_DIR": cache})
+    run_python(KERNEL, 0, env={"NUMBA_CACHE_DIR": cache})
+    os.truncate(next(cache.rglob("*.nbc")), 100)
+    run_python(KERNEL, 1, env={"NUMBA_CACHE_DIR": cache})
+
+
+@pytest.mark.slow
+def test_kernels_compile_where_none_can_be_kept():
+    nowhere = """
+    from bnnumba.gpu import jit
+
+    def no_place(function):
+        raise RuntimeError
+
+    jit.CompileResultCacheImpl = no_place
+    """
+    run_python(textwrap.dedent(nowhere) + KERNEL, 6)  # two of them asked for twice

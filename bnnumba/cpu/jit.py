@@ -1,7 +1,5 @@
 """Every Numba compile option that the CPU kernels use, each with its reason."""
 
-import functools
-import hashlib
 import inspect
 import pathlib
 import weakref
@@ -14,6 +12,7 @@ from numba.core.compiler import compile_internal
 from numba.core.targetconfig import ConfigStack
 from numba.extending import intrinsic
 
+from ..code_cache import code_files, forgiving, source_stamp
 from ..compiling import compiling
 from ..errors import BackendError
 
@@ -24,25 +23,6 @@ from ..errors import BackendError
 OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
-@functools.cache
-def _source_stamp(directory):
-    """Return a digest of all sources of kernels and of the options that change their machine code.
-
-    Those in a directory and here. Numba's cache index watches only the file that a function stands
-    in, not what it calls, so a cached kernel would go stale silently when a helper in another file
-    changed.
-    """
-    digest = hashlib.sha256()
-    for place in sorted({directory, pathlib.Path(__file__).parent}):
-        for path in sorted(place.glob("*.py")):
-            try:
-                digest.update(path.read_bytes())
-            except OSError:  # a zipped package: Numba's own stamp, the archive's, covers every file
-                return None
-    digest.update(f"boundscheck={config.BOUNDSCHECK}".encode())
-    return digest.hexdigest()
-
-
 def _keep(compiled, function):
     """Keep in the cache what is compiled of a function, where that can be written."""
     if config.DISABLE_JIT:
@@ -51,14 +31,12 @@ def _keep(compiled, function):
         compiled.enable_caching()
     except RuntimeError:  # no directory for the cache can be written: compile in each process
         return
-    cache = getattr(compiled, "_cache", None)
-    cache_file = getattr(cache, "_cache_file", None)
-    stamp = _source_stamp(pathlib.Path(function.__code__.co_filename).parent)
-    if stamp is not None and hasattr(cache_file, "_source_stamp"):
-        cache_file._source_stamp = stamp
+    cache = compiled._cache
+    # Also of the options here.
+    places = pathlib.Path(function.__code__.co_filename).parent, pathlib.Path(__file__).parent
+    cache._cache_file = code_files(cache._impl, source_stamp(*places))
     for name in ("load_overload", "save_overload"):
-        if hasattr(cache, name):
-            setattr(cache, name, _forgiving(getattr(cache, name)))
+        setattr(cache, name, forgiving(getattr(cache, name)))
 
 
 def _compile(function):
@@ -66,16 +44,6 @@ def _compile(function):
     dispatcher = numba.njit(no_cfunc_wrapper=True, **OPTIONS)(function)
     _keep(dispatcher, function)
     return dispatcher
-
-
-def _forgiving(use_cache):
-    def use_cache_or_not(*arguments):
-        try:
-            return use_cache(*arguments)
-        except OSError:  # a full disk, a directory that went away: keep compiled code in memory
-            return None
-
-    return use_cache_or_not
 
 
 def callback(function, signature, keep=True, **options):

@@ -76,4 +76,7 @@ def build(kind, parameter):
             )  # fmt: skip
             write_param(target, b, widen(fetch(source, a)))
 
-    return SimpleNamespace(copy=Kernel(copy, 0, False), convert=Kernel(convert, 0, False))
+    variant = kind, parameter
+    return SimpleNamespace(
+        copy=Kernel(copy, 0, False, variant), convert=Kernel(convert, 0, False, variant)
+    )

@@ -6,12 +6,19 @@ a call passes few arguments and needs no array object of Numba's. In Numba's CUD
 """
 
 import contextlib
+import functools
+import importlib.metadata
 import inspect
+import os
+import pathlib
 import re
 from types import SimpleNamespace
 
 from numba import cuda, float32, float64, int64
+from numba.core.caching import CompileResultCacheImpl
 from numba.core.compiler_lock import global_compiler_lock
+
+from ..code_cache import code_files, forgiving, source_stamp
 
 __all__ = ["MAX_THREADS", "SIMULATED", "Kernel", "block", "inlined", "sync", "thread", "threads"]
 
@@ -67,8 +74,22 @@ def _device(capability):
             dispatcher.get_current_device = asked
 
 
+@functools.cache
+def _compilers():
+    """Return what PTX depends on that is not in the sources of kernels."""
+    from numba.cuda.cuda_paths import get_cuda_paths
+
+    version, debug = importlib.metadata.version("numba-cuda"), cuda.config.CUDA_DEBUGINFO_DEFAULT
+    _, nvvm = get_cuda_paths()["nvvm"]
+    try:
+        found = os.stat(nvvm)
+    except (OSError, TypeError):  # the name of a library that the system finds, or none
+        return version, debug, nvvm
+    return version, debug, nvvm, found.st_size, found.st_mtime_ns
+
+
 class Kernel:
-    """A kernel, compiled for a device when it is first wanted there.
+    """A kernel, compiled for a device when it is first wanted there, or taken from the cache.
 
     Parameters
     ----------
@@ -76,11 +97,14 @@ class Kernel:
         Its body; arguments in the `reals` last places are floats, all others integers.
     double : bool
         Whether its floats are float64.
+    variant : tuple
+        What tells it from others that are made by the same source.
     """
 
-    def __init__(self, function, reals, double):
+    def __init__(self, function, reals, double, variant):
         self.name = function.__name__
         self.function = function
+        self.variant = variant
         count = len(inspect.signature(function).parameters)
         real, code = (float64, "d") if double else (float32, "f")
         self.signature = (int64,) * (count - reals) + (real,) * reals
@@ -88,6 +112,19 @@ class Kernel:
 
     def ptx(self, capability):
         """Return the entry point's name and the PTX for a compute capability such as (9, 0)."""
+        try:
+            place = CompileResultCacheImpl(self.function)
+        except RuntimeError:  # no directory for the cache can be written
+            return self._compile(capability)
+        files = code_files(place, source_stamp(pathlib.Path(__file__).parent))
+        key = self.variant, self.format, capability, _compilers()
+        found = forgiving(files.load)(key)
+        if found is None:
+            found = self._compile(capability)
+            forgiving(files.save)(key, found)
+        return found
+
+    def _compile(self, capability):
         with _device(capability):
             text, _ = cuda.compile(
                 self.function, self.signature, device=False, abi="numba", cc=capability,

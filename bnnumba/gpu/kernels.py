@@ -321,4 +321,7 @@ def build(kind, count, columns, parameter):
         backward_input: 1, constant_stats: 1, move_running: 2,
     }  # fmt: skip
     double = kind == "float64"
-    return SimpleNamespace(**{f.__name__: Kernel(f, reals, double) for f, reals in bodies.items()})
+    variant = kind, count, columns, parameter
+    return SimpleNamespace(
+        **{f.__name__: Kernel(f, reals, double, variant) for f, reals in bodies.items()}
+    )

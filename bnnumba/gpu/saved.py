@@ -39,4 +39,7 @@ def build(real):
             write_stats(stats, 2 * channels + c, read(rows, channels + c))
             write_stats(stats, 3 * channels + c, read(rows, 2 * channels + c))
 
-    return SimpleNamespace(pack=Kernel(pack, 0, True), unpack=Kernel(unpack, 0, True))
+    variant = (real,)
+    return SimpleNamespace(
+        pack=Kernel(pack, 0, True, variant), unpack=Kernel(unpack, 0, True, variant)
+    )
