@@ -1,11 +1,14 @@
 """``python -m bnnumba``: what a bug report needs, and compiling ahead of the first call."""
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import platform
+import re
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -89,11 +92,41 @@ _SHAPES = [
 ]
 
 
-def warmup(dtypes: list[str], embed: bool) -> None:
+def warmup(dtypes: list[str], embed: bool, capabilities: list[tuple[int, int]]) -> None:
     """Compile the kernels for the common cases, as far as the cache does not have them.
 
-    With `embed` also those that ``libbnnumba_embed`` calls.
+    With `embed` also those that ``libbnnumba_embed`` calls, and CUDA kernels for any compute
+    capabilities.
     """
+    work = [*_common_cases(dtypes)]
+    if embed:
+        work += _entries(dtypes)
+    for capability in capabilities:
+        work += _cuda_kernels(dtypes, capability)
+    begin = time.perf_counter()
+    for done, (name, compile_it) in enumerate(work, 1):
+        compile_it()
+        seconds = time.perf_counter() - begin
+        print(f"[{done}/{len(work)}] {name}: {seconds:.1f} s so far", flush=True)
+    kept = _cache_directory()
+    print(
+        f"compiled code is in {kept}"
+        if kept
+        else "no directory for it can be written: nothing kept"
+    )
+
+
+# What is to be compiled: a name to show, and a call that does it.
+_Work = Iterator[tuple[str, Callable[[], object]]]
+
+
+def _common_cases(dtypes: list[str]) -> _Work:
+    for dtype in dtypes:
+        for shape, axis in _SHAPES:
+            yield f"{dtype} {shape}", functools.partial(_call_everything, dtype, shape, axis)
+
+
+def _call_everything(dtype: str, shape: tuple[int, ...], axis: int) -> None:
     from . import (
         BatchNorm,
         batch_norm_backward,
@@ -102,38 +135,55 @@ def warmup(dtypes: list[str], embed: bool) -> None:
         moments,
     )
 
-    cases = [(dtype, shape, axis) for dtype in dtypes for shape, axis in _SHAPES]
-    begin = time.perf_counter()
-    for done, (dtype, shape, axis) in enumerate(cases, 1):
-        kind = np.dtype(dtype) if dtype != "bfloat16" else _bfloat16()
-        x = np.ones(shape, kind)
-        weight = np.ones(shape[axis], np.float64 if dtype == "float64" else np.float32)
-        mean, var = np.zeros_like(weight), np.ones_like(weight)
-        y, saved = batch_norm_training(
-            x, weight, weight, running_mean=mean, running_var=var, axis=axis
-        )
-        batch_norm_backward(y, saved)
-        batch_norm_inference(x, mean, var, weight, weight, axis=axis)
-        layer = BatchNorm(shape[axis], dtype=weight.dtype, axis=axis).eval()
-        layer(x)
-        layer.backward(y)
-        moments(x, axis=axis).merge(saved.moments)
-        seconds = time.perf_counter() - begin
-        print(f"[{done}/{len(cases)}] {dtype} {shape}: {seconds:.1f} s so far", flush=True)
-    if embed:
-        from ._capi import entries
+    kind = np.dtype(dtype) if dtype != "bfloat16" else _bfloat16()
+    x = np.ones(shape, kind)
+    weight = np.ones(shape[axis], np.float64 if dtype == "float64" else np.float32)
+    mean, var = np.zeros_like(weight), np.ones_like(weight)
+    y, saved = batch_norm_training(x, weight, weight, running_mean=mean, running_var=var, axis=axis)
+    batch_norm_backward(y, saved)
+    batch_norm_inference(x, mean, var, weight, weight, axis=axis)
+    layer = BatchNorm(shape[axis], dtype=weight.dtype, axis=axis).eval()
+    layer(x)
+    layer.backward(y)
+    moments(x, axis=axis).merge(saved.moments)
 
-        names = entries.names(*(dtype.replace("float", "f") for dtype in dtypes))
-        for done, name in enumerate(names, 1):
-            entries.entry(name)
-            seconds = time.perf_counter() - begin
-            print(f"[{done}/{len(names)}] {name}: {seconds:.1f} s so far", flush=True)
-    kept = _cache_directory()
-    print(
-        f"compiled code is in {kept}"
-        if kept
-        else "no directory for it can be written: nothing kept"
-    )
+
+def _entries(dtypes: list[str]) -> _Work:
+    from ._capi import entries
+
+    for name in entries.names(*(dtype.replace("float", "f") for dtype in dtypes)):
+        yield name, functools.partial(entries.entry, name)
+
+
+def _cuda_kernels(dtypes: list[str], capability: tuple[int, int]) -> _Work:
+    try:
+        from .gpu.jit import SIMULATED
+        from .gpu.launch import kernels_of
+        from .gpu.plan import widest
+        from .gpu.simd import KINDS
+    except ImportError as error:
+        install = "pip install 'bnnumba[cu13]'"
+        msg = f"--cuda: needs numba-cuda ({install}), which could not be imported: {error}"
+        raise BackendError(msg) from error
+    if SIMULATED:
+        msg = "--cuda: the simulator (NUMBA_ENABLE_CUDASIM=1) compiles nothing"
+        raise BackendError(msg)
+    version = f"sm_{capability[0]}{capability[1]}"
+    for dtype in dtypes:
+        parameter = "float64" if dtype == "float64" else "float32"
+        for view, columns_contiguous in (("ncs", False), ("rc", True)):
+            count = widest(KINDS[dtype], columns_contiguous, capability)
+            found = kernels_of(dtype, count, count if columns_contiguous else 1, parameter)
+            for name, kernel in vars(found).items():
+                yield f"{name} {view} {dtype} {version}", functools.partial(kernel.ptx, capability)
+
+
+def _capability(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)\.(\d)", text)
+    if not found or int(found[1]) < 8:
+        msg = f"expected a compute capability from 8.0, such as 9.0, got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(found[1]), int(found[2])
 
 
 def _bfloat16() -> np.dtype:
@@ -162,21 +212,29 @@ def main(arguments: list[str] | None = None) -> int:
     warm.add_argument(
         "--embed", action="store_true", help="also what the C library libbnnumba_embed calls"
     )
+    warm.add_argument(
+        "--cuda",
+        nargs="+",
+        type=_capability,
+        default=[],
+        metavar="CAPABILITY",
+        help="also CUDA kernels for compute capabilities such as 9.0, for which no GPU is needed",
+    )
     c_library = commands.add_parser("config", help="tell C compilers where the C library is")
     config.add_options(c_library)
     options = parser.parse_args(arguments)
-    if options.command == "info":
-        info()
-    elif options.command == "config":
-        if not config.asked(options):
-            c_library.error("expected at least one of " + ", ".join(config.OPTIONS))
-        try:
+    if options.command == "config" and not config.asked(options):
+        c_library.error("expected at least one of " + ", ".join(config.OPTIONS))
+    try:
+        if options.command == "info":
+            info()
+        elif options.command == "config":
             print(config.show(options))
-        except BackendError as error:
-            print(error, file=sys.stderr)
-            return 1
-    else:
-        warmup(options.dtypes, options.embed)
+        else:
+            warmup(options.dtypes, options.embed, options.cuda)
+    except BackendError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -19,6 +19,7 @@ pytest.importorskip(
 if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
     pytest.skip("the simulator compiles nothing", allow_module_level=True)
 
+from bnnumba.__main__ import main
 from bnnumba.gpu import copy, saved
 from bnnumba.gpu.driver import assemble
 from bnnumba.gpu.jit import MAX_THREADS
@@ -145,3 +146,30 @@ def test_kernels_compile_where_none_can_be_kept():
     jit.CompileResultCacheImpl = no_place
     """
     run_python(textwrap.dedent(nowhere) + KERNEL, 6)  # two of them asked for twice
+
+
+@pytest.mark.slow
+def test_warmup_leaves_nothing_to_compile():
+    assert main(["warmup", "--cuda", "9.0"]) == 0
+    run_python(
+        """
+        import numpy as np
+        from device_arrays import adapter
+
+        import bnnumba as bn
+        from bnnumba.gpu import jit
+
+        def compile(*arguments, **options):
+            raise AssertionError("compiled")
+
+        jit.cuda.compile = compile
+        on = adapter()
+        for shape in (4, 8, 64), (64, 16):
+            x, weight = on(np.ones(shape, np.float32)), on(np.ones(shape[1], np.float32))
+            y, saved = bn.batch_norm_training(x, weight, weight)
+            bn.batch_norm_backward(y, saved)
+            bn.batch_norm_inference(x, weight, weight, weight, weight)
+            bn.moments(x)
+        """,
+        env={"BNNUMBA_TEST_DEVICE": "interpreted"},
+    )

@@ -10,6 +10,7 @@ import pytest
 from support import run_python
 
 import bnnumba
+from bnnumba.__main__ import main as run
 from bnnumba._capi import entries
 
 
@@ -85,12 +86,24 @@ def test_warmup_for_c_compiles_what_data_of_a_dtype_need():
     assert len({*everything}) == len(everything)
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["info", "--nonsense"], ["config"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["info", "--nonsense"], ["config"], [], ["warmup", "--cuda", "7.5"],
+     ["warmup", "--cuda", "sm_90"], ["warmup", "--cuda"]],
+)  # fmt: skip
 def test_a_wrong_command_is_explained(arguments):
     process = main(*arguments)
     assert process.returncode == 2
     assert "usage" in process.stderr.lower()
     assert "Traceback" not in process.stderr
+
+
+def test_warmup_of_cuda_kernels_without_numba_cuda_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "bnnumba.gpu.jit", None)
+    assert run(["warmup", "--cuda", "9.0"]) == 1
+    said = capsys.readouterr()
+    assert "pip install 'bnnumba[cu13]'" in said.err
+    assert not said.out  # nothing was compiled before
 
 
 def test_version():
