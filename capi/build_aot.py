@@ -18,6 +18,7 @@ symbols, not in the library.
 
 import argparse
 import functools
+import itertools
 import multiprocessing
 import os
 import platform
@@ -93,18 +94,21 @@ def lower(directory: Path) -> None:
     from bnnumba._capi import entries
 
     directory.mkdir(parents=True, exist_ok=True)
-    _show_progress(entries.names(), functools.partial(_lower, directory))
+    # One process does those of a dtype and view, such as forward_ncs_f32, which have common parts.
+    alike = itertools.groupby(entries.names(), lambda name: name.split("_")[-2:])
+    _show_progress([[*names] for _, names in alike], functools.partial(_lower, directory))
 
 
-def _lower(directory: Path, name: str) -> None:
+def _lower(directory: Path, names: list[str]) -> None:
     import llvmlite.binding as llvm
 
     from bnnumba._capi import entries
 
-    callback = entries.entry(name, keep=False)
-    text = str(callback._library._final_module)
-    module = llvm.parse_assembly(text.replace(callback.native_name, ENTRY))
-    (directory / f"{name}.bc").write_bytes(module.as_bitcode())
+    for name in names:
+        callback = entries.entry(name, keep=False)
+        text = str(callback._library._final_module)
+        module = llvm.parse_assembly(text.replace(callback.native_name, ENTRY))
+        (directory / f"{name}.bc").write_bytes(module.as_bitcode())
 
 
 def compile_lowered(lowered: Path, directory: Path, machine: str) -> None:
@@ -115,8 +119,8 @@ def compile_lowered(lowered: Path, directory: Path, machine: str) -> None:
 
     _know(machine)
     libraries: dict = {}
-    modules = _show_progress(entries.names(), functools.partial(_optimize, lowered, machine))
-    for levels in modules:
+    optimize = functools.partial(_optimize, lowered, machine)
+    for levels in _show_progress([[name] for name in entries.names()], optimize):
         for level, bitcode in levels.items():
             module = llvm.parse_bitcode(bitcode)
             if level in libraries:
@@ -128,13 +132,13 @@ def compile_lowered(lowered: Path, directory: Path, machine: str) -> None:
         path.write_bytes(_target_machine(machine, level).emit_object(library))
 
 
-def _show_progress(names: list[str], work: Callable[[str], Any]) -> list:
-    """Do some work for each name, in as many processes as there are CPUs."""
+def _show_progress(groups: list[list[str]], work: Callable[[list[str]], Any]) -> list:
+    """Do some work for each group of names, in as many processes as there are CPUs."""
     done = []
     with multiprocessing.Pool(len(os.sched_getaffinity(0))) as pool:
-        for name, result in zip(names, pool.imap(work, names), strict=True):
+        for names, result in zip(groups, pool.imap(work, groups), strict=True):
             done.append(result)
-            print(f"[{len(done)}/{len(names)}] {name}", flush=True)
+            print(f"[{len(done)}/{len(groups)}] {', '.join(names)}", flush=True)
     return done
 
 
@@ -156,8 +160,9 @@ def _target_machine(machine: str, level: str):
     )
 
 
-def _optimize(lowered: Path, machine: str, name: str) -> dict[str, bytes]:
+def _optimize(lowered: Path, machine: str, names: list[str]) -> dict[str, bytes]:
     """Return the optimized LLVM module of an entry for each level."""
+    (name,) = names
     _know(machine)
     bitcode = (lowered / f"{name}.bc").read_bytes()
     return {
