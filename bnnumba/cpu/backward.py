@@ -15,7 +15,7 @@ from .gradient_sums import (
     accumulate_gradient_part,
     accumulate_gradient_row,
 )
-from .jit import by_rank, inlined, part
+from .jit import inlined
 from .lanewise import bounded, canonical, fma, rounded
 from .memory import (
     REPEATED,
@@ -33,6 +33,7 @@ from .memory import (
     unaligned,
 )
 from .normalize import first_coefficient, store_live
+from .parts import by_rank, part
 from .plan import slab_bounds
 from .prefetching import prefetch, prefetch_distance
 from .simd import blend, hsum, lanes, splat, splat_f64, zeros_f64x16

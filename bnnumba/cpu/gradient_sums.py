@@ -1,8 +1,8 @@
 """Sums of dy and of dy * (x - mean) over rows and columns."""
 
-from .jit import part
 from .lanewise import difference, fma
 from .memory import load_f64, load_f64_part, load_f64x16, load_lanes, store
+from .parts import part
 from .prefetching import BLOCK, prefetch, prefetch_run
 from .simd import blend, half_sum, splat_f64, zeros_f64x16
 

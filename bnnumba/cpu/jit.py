@@ -2,16 +2,11 @@
 
 import inspect
 import pathlib
-import weakref
-from typing import Any, NamedTuple
 
 import numba
-from numba import config, types
-from numba.core import cgutils, sigutils
+from numba import config
+from numba.core import sigutils
 from numba.core.ccallback import CFunc
-from numba.core.compiler import compile_internal
-from numba.core.targetconfig import ConfigStack
-from numba.extending import intrinsic
 
 from ..code_cache import code_files, forgiving, source_stamp
 from ..compiling import compiling
@@ -63,108 +58,6 @@ def inlined(function):
     with small helpers inlined before typing, a kernel compiles in less time.
     """
     return numba.njit(inline="always", **OPTIONS)(function)
-
-
-class _Lowered(NamedTuple):
-    """A part of kernels."""
-
-    description: Any  # Numba's, of the function
-    library: Any  # its code and that of no other part
-    uses: list  # what it calls of other parts
-
-
-# All parts, by Python function, signature and flags; what a part uses, by its library, which is
-# known before the part is compiled; and the libraries of parts that are in the library of a kernel.
-_parts: dict = {}
-_uses: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-_linked: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def call_within(context, builder, function, kinds, arguments, merged=True):
-    """Emit a call to a Python function without a result, and return its status.
-
-    Numba would optimize what is called as a library of its own, to be linked into this one and
-    optimized again. This is lowered once for all kernels, then linked into the kernel that is at
-    work, and either merged into each caller, or a function by itself.
-    """
-    signature = types.void(*kinds)
-    found = _lowered(context, function, signature)
-    _link(found, context.active_code_library)
-    callee = context.declare_function(builder.module, found.description)
-    status, _ = context.call_conv.call_function(
-        builder, callee, signature.return_type, signature.args, arguments,
-        attrs=("alwaysinline" if merged else "noinline",),
-    )  # fmt: skip
-    return status
-
-
-def _lowered(context, function, signature):
-    flags = ConfigStack().top().copy()
-    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-    key = function, signature, flags.summary()
-    if key not in _parts:
-        library = context.codegen().create_library(function.__qualname__)
-        uses = _uses[library] = []
-        description = compile_internal(
-            context.typing_context, context, library, function, signature.args,
-            signature.return_type, flags, locals={},
-        ).fndesc  # fmt: skip
-        _parts[key] = _Lowered(description, library, uses)
-    return _parts[key]
-
-
-def _link(part, library):
-    """Link a part, and the parts that it uses, into a library; into that of a part comes none."""
-    if library in _uses:
-        _uses[library].append(part)
-        return
-    there = _linked.setdefault(library, set())
-    if part.library in there:
-        return
-    there.add(part.library)
-    library._final_module.link_in(part.library._final_module, preserve=True)
-    # Not to be kept, and compiled to machine code, for others.
-    name = part.description.llvm_func_name
-    library._final_module.get_function(name).linkage = "linkonce_odr"
-    for other in part.library._linking_libraries:
-        library.add_linking_library(other)
-    library._reload_init.update(part.library._reload_init)
-    for used in part.uses:
-        _link(used, library)
-
-
-def _part(choose, merged):
-    @intrinsic
-    def part(typingctx, *arguments):
-        function = choose(*arguments)
-
-        def codegen(context, builder, sig, args):
-            values = cgutils.unpack_tuple(builder, args[0])
-            status = call_within(context, builder, function, arguments, values, merged)
-            with cgutils.if_unlikely(builder, status.is_error):
-                context.call_conv.return_status_propagate(builder, status)
-            return context.get_dummy_value()
-
-        return types.void(types.StarArgTuple.from_types(arguments)), codegen
-
-    return part
-
-
-def part(function):
-    """Compile a helper of some size, without a result, as a part of each kernel that calls it.
-
-    It takes less time than `inlined`, which copies the helper into its caller for each call.
-    """
-    return _part(lambda *arguments: function, merged=True)
-
-
-def by_rank(ncs, rc):
-    """Return one function of a view x and more: `ncs` for x[n, c, s], `rc` for x[r, c].
-
-    It stays by itself in machine code: with two such functions merged, too little of what their
-    loops need would stay in registers (rows of 49 and 196: 0 to 3 % longer).
-    """
-    return _part(lambda x, *arguments: ncs if x.ndim == 3 else rc, merged=False)
 
 
 class Strided:

@@ -9,7 +9,7 @@ The pivot is rounded to the precision of the data: with all of float64's digits 
 be rounded the same way, and such errors do not average out.
 """
 
-from .jit import inlined, part
+from .jit import inlined
 from .lanewise import difference, fma, rounded, zero_where_less
 from .memory import (
     element,
@@ -20,6 +20,7 @@ from .memory import (
     row_at,
     store,
 )
+from .parts import part
 from .prefetching import BLOCK, prefetch, prefetch_run
 from .simd import blend, half_sum, hsum, joined, splat_f64, zeros_f64x16
 

@@ -17,7 +17,7 @@ A constant chunk has pivot = its value exactly (the pivot is a first value plus 
 from it), hence d = 0 and m2 = 0 exactly.
 """
 
-from .jit import by_rank, inlined, part
+from .jit import inlined
 from .lanewise import middle, or_zero, positive_part
 from .memory import element, fill, load_f64, load_lanes, row_at, store, store_lanes
 from .moment_sums import (
@@ -28,6 +28,7 @@ from .moment_sums import (
     begin_columns,
     begin_rows,
 )
+from .parts import by_rank, part
 from .plan import slab_bounds
 from .prefetching import prefetch_distance
 from .simd import all_zero, hsum, splat_f64

@@ -8,7 +8,7 @@ rounding left over, so that an offset of any size costs no digits of y:
 
 import math
 
-from .jit import by_rank, inlined, part
+from .jit import inlined
 from .lanewise import bounded, canonical, fma, inverse_root, rounded
 from .memory import (
     REPEATED,
@@ -24,6 +24,7 @@ from .memory import (
     stream,
     unaligned,
 )
+from .parts import by_rank, part
 from .plan import slab_bounds
 from .prefetching import prefetch
 from .simd import blend, lanes, splat, splat_f64

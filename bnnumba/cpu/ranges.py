@@ -13,7 +13,7 @@ from .backward import (
     parameter_gradients,
     reduce_slab,
 )
-from .jit import inlined, part
+from .jit import inlined
 from .moments import collect_slab, merge_slabs
 from .normalize import (
     normalize_coefficients,
@@ -21,6 +21,7 @@ from .normalize import (
     repeat_coefficients,
     write_inverse_std,
 )
+from .parts import part
 from .prefetching import prefetch_distance
 
 

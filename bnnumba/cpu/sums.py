@@ -5,9 +5,10 @@ number, and the columns of a channel are added up at the end; rows of few column
 side are taken together, as one. Runs of additions are folded into a second level.
 """
 
-from .jit import inlined, part
+from .jit import inlined
 from .lanewise import or_zero
 from .memory import adjacent, load_f64, load_f64x16, load_lanes, row_at, store, store_lanes
+from .parts import part
 from .prefetching import prefetch_distance
 from .simd import hsum, splat_f64
 

@@ -12,7 +12,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..compiling import compiling
-from .jit import call_within, callback
+from .jit import callback
+from .parts import call_within
 from .simd import I32, I64
 
 __all__ = ["parallel_for", "team"]
