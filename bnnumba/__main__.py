@@ -168,14 +168,14 @@ def _cuda_kernels(dtypes: list[str], capability: tuple[int, int]) -> _Work:
     if SIMULATED:
         msg = "--cuda: the simulator (NUMBA_ENABLE_CUDASIM=1) compiles nothing"
         raise BackendError(msg)
-    version = f"sm_{capability[0]}{capability[1]}"
+    wanted = f"for {capability[0]}.{capability[1]}"
     for dtype in dtypes:
         parameter = "float64" if dtype == "float64" else "float32"
         for view, columns_contiguous in (("ncs", False), ("rc", True)):
             count = widest(KINDS[dtype], columns_contiguous, capability)
             found = kernels_of(dtype, count, count if columns_contiguous else 1, parameter)
             for name, kernel in vars(found).items():
-                yield f"{name} {view} {dtype} {version}", functools.partial(kernel.ptx, capability)
+                yield f"{name} {view} {dtype} {wanted}", functools.partial(kernel.ptx, capability)
 
 
 def _capability(text: str) -> tuple[int, int]:
