@@ -24,7 +24,10 @@ def source_stamp(*directories: pathlib.Path) -> str | None:
     """
     digest = hashlib.sha256()
     for directory in sorted(set(directories)):
-        for path in sorted(directory.glob("*.py")):
+        paths = sorted(directory.glob("*.py"))
+        if not paths:
+            return None
+        for path in paths:
             try:
                 digest.update(path.read_bytes())
             except OSError:

@@ -96,7 +96,8 @@ def lower(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     # One process does those of a dtype and view, such as forward_ncs_f32, which have common parts.
     alike = itertools.groupby(entries.names(), lambda name: name.split("_")[-2:])
-    _show_progress([[*names] for _, names in alike], functools.partial(_lower, directory))
+    groups = [[*names] for _, names in alike]
+    _show_progress(functools.partial(_lower, directory), groups, ", ".join)
 
 
 def _lower(directory: Path, names: list[str]) -> None:
@@ -120,7 +121,7 @@ def compile_lowered(lowered: Path, directory: Path, machine: str) -> None:
     _know(machine)
     libraries: dict = {}
     optimize = functools.partial(_optimize, lowered, machine)
-    for levels in _show_progress([[name] for name in entries.names()], optimize):
+    for levels in _show_progress(optimize, entries.names()):
         for level, bitcode in levels.items():
             module = llvm.parse_bitcode(bitcode)
             if level in libraries:
@@ -132,13 +133,13 @@ def compile_lowered(lowered: Path, directory: Path, machine: str) -> None:
         path.write_bytes(_target_machine(machine, level).emit_object(library))
 
 
-def _show_progress(groups: list[list[str]], work: Callable[[list[str]], Any]) -> list:
-    """Do some work for each group of names, in as many processes as there are CPUs."""
+def _show_progress(work: Callable, items: list, name: Callable[[Any], str] = str) -> list:
+    """Do some work on each item, in as many processes as there are CPUs."""
     done = []
     with multiprocessing.Pool(len(os.sched_getaffinity(0))) as pool:
-        for names, result in zip(groups, pool.imap(work, groups), strict=True):
+        for item, result in zip(items, pool.imap(work, items), strict=True):
             done.append(result)
-            print(f"[{len(done)}/{len(groups)}] {', '.join(names)}", flush=True)
+            print(f"[{len(done)}/{len(items)}] {name(item)}", flush=True)
     return done
 
 
@@ -160,9 +161,8 @@ def _target_machine(machine: str, level: str):
     )
 
 
-def _optimize(lowered: Path, machine: str, names: list[str]) -> dict[str, bytes]:
+def _optimize(lowered: Path, machine: str, name: str) -> dict[str, bytes]:
     """Return the optimized LLVM module of an entry for each level."""
-    (name,) = names
     _know(machine)
     bitcode = (lowered / f"{name}.bc").read_bytes()
     return {

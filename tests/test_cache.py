@@ -10,7 +10,7 @@ import pytest
 from support import run_python
 
 import bnnumba
-from bnnumba.code_cache import CodeFiles
+from bnnumba.code_cache import CodeFiles, source_stamp
 
 PACKAGE = pathlib.Path(bnnumba.__file__).parent
 # Each process below compiles anew, so it computes little: every function once, or moments alone.
@@ -87,6 +87,12 @@ def test_code_that_two_processes_keep_at_once_is_not_mixed_up(tmp_path):
     assert files.load("float") == "code for float"
     assert files.load("int") == "code for int"
     assert CodeFiles(tmp_path, "function", "newer sources").load("int") is None
+
+
+def test_sources_that_are_no_files_have_no_stamp(tmp_path):
+    # As in an archive, whose own stamp is taken then.
+    assert source_stamp(PACKAGE / "cpu") is not None
+    assert source_stamp(PACKAGE / "cpu", tmp_path / "archive.zip" / "bnnumba") is None
 
 
 @pytest.mark.slow

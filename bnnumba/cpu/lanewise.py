@@ -8,6 +8,10 @@ from numba.extending import intrinsic
 from .simd import DOUBLE, FLOAT, I64, emit_splat, f32x16, vector_of
 
 
+def _zero_where(builder, condition, value):
+    return builder.select(condition, ir.Constant(value.type, None), value)
+
+
 @intrinsic
 def fma(typingctx, a, b, c):
     """Return ``a * b + c``, in one rounding where the CPU has the instruction.
@@ -58,8 +62,8 @@ def inverse_root(typingctx, value):
         )
         one = emit_splat(builder, ir.Constant(kind.element, 1.0), kind.count)
         inverse = builder.fdiv(one, builder.call(root, [args[0]]))
-        zero = ir.Constant(kind, None)
-        return builder.select(builder.fcmp_ordered("==", args[0], zero), zero, inverse)
+        no_value = builder.fcmp_ordered("==", args[0], ir.Constant(kind, None))
+        return _zero_where(builder, no_value, inverse)
 
     return value(value), codegen
 
@@ -130,7 +134,7 @@ def positive_part(typingctx, value):
 
     def codegen(context, builder, sig, args):
         zero = ir.Constant(args[0].type, None)
-        return builder.select(builder.fcmp_ordered("<", args[0], zero), zero, args[0])
+        return _zero_where(builder, builder.fcmp_ordered("<", args[0], zero), args[0])
 
     return value(value), codegen
 
@@ -140,8 +144,7 @@ def or_zero(typingctx, value):
     """Return each lane, or 0 where it is NaN."""
 
     def codegen(context, builder, sig, args):
-        zero = ir.Constant(args[0].type, None)
-        return builder.select(builder.fcmp_unordered("uno", args[0], zero), zero, args[0])
+        return _zero_where(builder, builder.fcmp_unordered("uno", args[0], args[0]), args[0])
 
     return value(value), codegen
 
@@ -152,8 +155,7 @@ def zero_where_less(typingctx, value, a, b):
 
     def codegen(context, builder, sig, args):
         value, a, b = args
-        less = builder.fcmp_ordered("<=", a, b)
-        return builder.select(less, ir.Constant(value.type, None), value)
+        return _zero_where(builder, builder.fcmp_ordered("<=", a, b), value)
 
     return value(value, a, b), codegen
 
