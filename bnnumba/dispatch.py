@@ -24,6 +24,7 @@ class Library:
 
     name = "NumPy"
     on_device = False  # whether its arrays are on a GPU, and entered as a `DeviceArray`
+    read_only = ""  # what to say where its arrays never are writable
 
     def enter(self, argument: str, array: Array) -> np.ndarray:
         """Return `array` as a NumPy array over the same memory, or raise."""
@@ -99,6 +100,7 @@ class _Torch(Library):
 
 class _Jax(Library):
     name = "JAX"
+    read_only = ": arrays of JAX cannot be changed; leave it out, and see saved.moments"
 
     def enter(self, argument: str, array: Array) -> np.ndarray:
         import jax
@@ -182,9 +184,12 @@ def _kind(value: Array) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _to_numpy(argument: str, value: Array) -> str:
+    return f"; use {argument}.to_numpy()" if hasattr(type(value), "to_numpy") else ""
+
+
 def _no_array(argument: str, value: Array) -> BnnumbaTypeError:
-    hint = f"; use {argument}.to_numpy()" if hasattr(type(value), "to_numpy") else ""
-    wanted = "an array (NumPy, or one that speaks DLPack)"
+    wanted, hint = "an array (NumPy, or one that speaks DLPack)", _to_numpy(argument, value)
     return BnnumbaTypeError(f"{argument}: expected {wanted}, got {_kind(value)}{hint}")
 
 
@@ -196,7 +201,8 @@ def _not_of(library: Library, argument: str, value: Array) -> BnnumbaTypeError:
     found = _kind(value)
     if _on_gpu(value):
         wanted, found = f"{wanted}, on the CPU", f"{found} on a GPU"
-    return BnnumbaTypeError(f"{argument}: expected {wanted}, got {found}")
+    hint = _to_numpy(argument, value) if library is NUMPY else ""
+    return BnnumbaTypeError(f"{argument}: expected {wanted}, got {found}{hint}")
 
 
 def _on_gpu(value: Array) -> bool:

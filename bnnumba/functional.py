@@ -14,7 +14,7 @@ from .backend import backend_of
 from .dispatch import Array, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .results import Gradients, Moments, Saved, check_moments
-from .validation import check_data, check_eps, check_real, open_data
+from .validation import byte_order, check_data, check_eps, check_real, open_data
 
 __all__ = [
     "batch_norm",
@@ -442,7 +442,10 @@ def fold_batch_norm(
     library = library_of("conv_weight", conv_weight)
     array = library.enter("conv_weight", conv_weight)
     if array.dtype not in (np.float32, np.float64):
-        msg = f"conv_weight: expected dtype float32 or float64, got {array.dtype}"
+        msg = (
+            f"conv_weight: expected dtype float32 or float64, got {array.dtype}"
+            f"{byte_order(array.dtype)}"
+        )
         raise BnnumbaTypeError(msg)
     if array.ndim < 1:
         msg = "conv_weight: expected at least 1 dimension, the output channel, got 0"

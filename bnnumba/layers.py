@@ -23,6 +23,7 @@ from .validation import (
     check_numbers,
     check_real,
     check_running,
+    check_size,
 )
 
 __all__ = ["BatchNorm"]
@@ -46,7 +47,8 @@ class BatchNorm:
     affine : bool
         Whether there are a weight and a bias.
     track_running_stats : bool
-        Whether to keep running statistics; without them, evaluation uses those of the batch.
+        Whether to keep running statistics; without them, evaluation uses those of the batch. Set
+        to False later, it stops their updates, and evaluation goes on with them, as in PyTorch.
     axis : int
         The axis of the channels.
     correction : float
@@ -149,7 +151,7 @@ class BatchNorm:
                 x, self.weight, self.bias, self.running_mean, self.running_var, self._batches,
                 momentum, self.eps, self.correction, self.axis, out,
             )  # fmt: skip
-        elif self.training or not self.track_running_stats:
+        elif self.training or (self.running_mean is None and self.running_var is None):
             y, saved = batch_norm_training(
                 x, self.weight, self.bias, eps=self.eps, axis=self.axis, out=out
             )
@@ -178,12 +180,8 @@ class BatchNorm:
         shape, axis = getattr(x, "shape", ()), check_integer("axis", self.axis)
         if not isinstance(shape, tuple):
             return  # no array, as the call will find
-        if -len(shape) <= axis < len(shape) and shape[axis] != self.num_features:
-            msg = (
-                f"x: expected {self.num_features} channels at axis {axis}, "
-                f"got {shape[axis]} (shape {tuple(shape)})"
-            )
-            raise BnnumbaValueError(msg)
+        if -len(shape) <= axis < len(shape):
+            check_size(tuple(shape), axis, self.num_features)
 
     def _tensors(self) -> dict[str, Array]:
         named = {
@@ -200,7 +198,7 @@ class BatchNorm:
             name: array.clone() if hasattr(array, "clone") else array.copy()
             for name, array in self._tensors().items()
         }
-        if self.track_running_stats:
+        if self._batches.size:
             state["num_batches_tracked"] = self.num_batches_tracked
         return state
 
@@ -210,7 +208,7 @@ class BatchNorm:
         Takes the arrays of another library too, such as the tensors of a PyTorch state dict.
         """
         tensors = self._tensors()
-        expected = sorted([*tensors, *["num_batches_tracked"] * self.track_running_stats])
+        expected = sorted([*tensors, *["num_batches_tracked"] * self._batches.size])
         if not isinstance(state, Mapping):
             msg = f"state: expected a dict, got {type(state).__name__}"
             raise BnnumbaTypeError(msg)
@@ -225,7 +223,7 @@ class BatchNorm:
                 raise BnnumbaTypeError(msg)
             target = check_running(name, tensor, library, self.num_features)
             copies.append((target, _values(name, state[name], target)))
-        if self.track_running_stats:
+        if self._batches.size:
             batches = _batches(state["num_batches_tracked"])
             copies.append((self._batches, batches))
         for target, values in copies:

@@ -12,9 +12,9 @@ import numpy as np
 
 from .backend import backend_of
 from .dispatch import Array
-from .errors import BnnumbaValueError
+from .errors import BnnumbaTypeError, BnnumbaValueError
 from .results import Moments, check_moments
-from .validation import check_integer, check_numbers, open_data
+from .validation import check_integer, check_numbers, check_size, open_data
 
 __all__ = ["Moments", "RunningMoments", "check_features", "moments"]
 
@@ -102,7 +102,8 @@ class RunningMoments:
 
     See Also
     --------
-    sklearn.preprocessing.StandardScaler.partial_fit : the same statistics, slower.
+    sklearn.preprocessing.StandardScaler.partial_fit : the same statistics, but that it leaves
+        NaN out; slower.
 
     Examples
     --------
@@ -150,9 +151,9 @@ class RunningMoments:
 
     def update(self, x: Array, axis: int = 1) -> None:
         """Take in a batch: an array as for :func:`moments`, of `num_features` channels."""
-        new = moments(x, axis=axis)
-        check_moments("x", new, self.num_features)
-        self._take_in(new)
+        library, array, axis = open_data(x, axis)
+        check_size(array.shape, axis, self.num_features)
+        self._take_in(backend_of(library).moments(library, array, axis))
 
     @_Locked()
     def _take_in(self, new: Moments) -> None:
@@ -177,10 +178,14 @@ class RunningMoments:
 
         ``rest`` may be missing, and then is 0.
         """
-        known = isinstance(state, Mapping)
-        if not known or set(state) - {"rest"} != {"count", "mean", "m2"}:
-            shown = sorted(map(str, state)) if known else type(state).__name__
-            msg = f"state: expected a dict with the keys count, m2, mean, rest, got {shown}"
+        if not isinstance(state, Mapping):
+            msg = f"state: expected a dict, got {type(state).__name__}"
+            raise BnnumbaTypeError(msg)
+        if set(state) - {"rest"} != {"count", "mean", "m2"}:
+            msg = (
+                "state: expected the keys ['count', 'm2', 'mean'] and perhaps 'rest', "
+                f"got {sorted(map(str, state))}"
+            )
             raise BnnumbaValueError(msg)
         new = Moments(state["count"], state["mean"], state["m2"])
         check_moments("state", new, self.num_features)

@@ -24,7 +24,7 @@ from .device_arguments import (
     views,
 )
 from .dispatch import Array
-from .errors import BnnumbaValueError
+from .errors import BnnumbaTypeError, BnnumbaValueError
 from .gpu.driver import device
 from .gpu.launch import Call, copy_array, real_of
 from .results import Gradients, Moments, Saved
@@ -52,6 +52,11 @@ class _DeviceSaved(Saved):
     # Memory that the kernels of each pass use, a graph of both for as long as it lives.
     _work: Any
     _backward_work: Any
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse: a copy would hold addresses of memory that is not its own."""
+        msg = "saved: expected arrays on the CPU, to be copied or pickled, got some on a GPU"
+        raise BnnumbaTypeError(msg)
 
     @property
     def mean(self) -> Array:

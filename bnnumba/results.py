@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import cpu
-from .dispatch import Array, Library
+from .dispatch import Array, Library, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .validation import check_integer, check_numbers, check_real
 
@@ -226,6 +226,17 @@ class Saved:
             raise BnnumbaValueError(msg)
         mean, m2, _, rest = self._stats
         return Moments._with_rest(self.count, mean.copy(), m2.copy(), rest.copy())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what x tells: its library, and NumPy's view of the memory that it owns."""
+        kept = set(Saved.__slots__) - {"_array", "_library"}
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._library = library_of("x", self.x)
+        self._array = self._library.enter("x", self.x)
 
     def __repr__(self) -> str:
         shape = tuple(self.x.shape)

@@ -12,6 +12,7 @@ from .errors import BnnumbaTypeError, BnnumbaValueError
 
 __all__ = [
     "SEEN_AS",
+    "byte_order",
     "check_axis",
     "check_channels",
     "check_data",
@@ -21,6 +22,7 @@ __all__ = [
     "check_out",
     "check_real",
     "check_running",
+    "check_size",
     "is_data",
     "open_data",
 ]
@@ -37,7 +39,8 @@ def is_data(dtype: np.dtype) -> bool:
     return dtype in SEEN_AS
 
 
-def _order(dtype: np.dtype) -> str:
+def byte_order(dtype: np.dtype) -> str:
+    """Return what to do about a dtype of another byte order than this machine's."""
     return "" if dtype.isnative else "; convert it to native byte order"
 
 
@@ -46,7 +49,7 @@ def check_data(argument: str, array: np.ndarray) -> None:
     if array.dtype not in SEEN_AS and not is_data(array.dtype):
         msg = (
             f"{argument}: expected dtype float32, float64, float16 or bfloat16, "
-            f"got {array.dtype}{_order(array.dtype)}"
+            f"got {array.dtype}{byte_order(array.dtype)}"
         )
         raise BnnumbaTypeError(msg)
     if array.ndim < 2:
@@ -103,6 +106,13 @@ def check_axis(axis: Any, ndim: int) -> int:
     return index % ndim
 
 
+def check_size(shape: tuple[int, ...], axis: int, channels: int) -> None:
+    """Check that there are as many channels as were announced."""
+    if shape[axis] != channels:
+        msg = f"x: expected {channels} channels at axis {axis}, got {shape[axis]} (shape {shape})"
+        raise BnnumbaValueError(msg)
+
+
 def open_data(x: Any, axis: Any) -> tuple[Library, np.ndarray, int]:
     """Return the library of checked data, the data as its backend takes it, and its axis."""
     kind = type(x)
@@ -153,7 +163,7 @@ def check_channels(argument: str, value: Any, library: Library, channels: int) -
     )
     dtype = array.dtype
     if dtype not in (_SINGLE, _DOUBLE):
-        msg = f"{argument}: expected dtype float32 or float64, got {array.dtype}{_order(dtype)}"
+        msg = f"{argument}: expected dtype float32 or float64, got {array.dtype}{byte_order(dtype)}"
         raise BnnumbaTypeError(msg)
     if array.shape != (channels,):
         msg = f"{argument}: expected shape ({channels},), one value per channel, got {array.shape}"
@@ -167,7 +177,10 @@ def check_running(argument: str, value: Any, library: Library, channels: int) ->
     flags = array.flags
     if not (flags.writeable and flags.aligned):
         lack = "an unaligned" if flags.writeable else "a read-only"
-        msg = f"{argument}: expected a writable, aligned array to update in place, got {lack} one"
+        msg = (
+            f"{argument}: expected a writable, aligned array to update in place, got {lack} one"
+            f"{library.read_only}"
+        )
         raise BnnumbaValueError(msg)
     if 0 in array.strides and not _spread_out(array):
         msg = f"{argument}: its elements must not overlap, got strides {array.strides}"
@@ -192,7 +205,7 @@ def check_out(value: Any, library: Library, like: np.ndarray) -> np.ndarray:
         msg = f"out: expected dtype {like.dtype}, as the input, got {out.dtype}"
         raise BnnumbaTypeError(msg)
     if not out.flags.writeable:
-        msg = "out: expected a writable array, got a read-only one"
+        msg = f"out: expected a writable array, got a read-only one{library.read_only}"
         raise BnnumbaValueError(msg)
     if 0 in out.strides and not _spread_out(out):
         msg = f"out: its elements must not overlap, got strides {out.strides} (some are 0)"

@@ -1,5 +1,8 @@
 """Arrays of any library: each result comes back in the library, dtype and device of its input."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from support import BFLOAT16, assert_close, normal, parameters, same_bits
@@ -57,6 +60,10 @@ KINDS = {
 }
 
 
+def pickled(saved):
+    return pickle.loads(pickle.dumps(saved))
+
+
 @pytest.fixture(params=KINDS)
 def kind(request):
     """The type of an array library, from NumPy to it, and back."""
@@ -82,6 +89,21 @@ def test_results_are_of_the_kind_of_the_input_and_equal_those_of_numpy(kind, axi
     for a, b in zip(got, expected, strict=True):
         assert isinstance(a, cls)
         assert same_bits(to_numpy(a), b)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
+def test_what_a_forward_pass_saved_can_be_copied(kind, copied):
+    cls, of_numpy, to_numpy = kind
+    x, dy = of_numpy(normal((4, 6, 6))), of_numpy(normal((4, 6, 6), seed=1))
+    saved = bn.batch_norm_training(x, of_numpy(parameters(6)[0]))[1]
+    other = copied(saved)
+    assert other.moments == saved.moments
+    assert np.shares_memory(to_numpy(other.x), to_numpy(x)) == (copied is copy.copy)
+    for got, expected in zip(
+        bn.batch_norm_backward(dy, other), bn.batch_norm_backward(dy, saved), strict=True
+    ):
+        assert isinstance(got, cls)
+        assert same_bits(to_numpy(got), to_numpy(expected))
 
 
 def test_moments_of_every_kind(kind):
@@ -190,3 +212,7 @@ def test_an_array_of_another_library_on_the_cpu_is_not_said_to_be_on_a_gpu():
     jax = pytest.importorskip("jax")
     with pytest.raises(bn.BnnumbaTypeError, match=r"weight: expected a numpy.ndarray, got jax"):
         bn.batch_norm_training(np.ones((4, 3)), jax.numpy.ones(3))
+    x = jax.numpy.ones((4, 3))
+    for name, array in {"running_mean": jax.numpy.ones(3), "out": x}.items():
+        with pytest.raises(bn.BnnumbaValueError, match=f"{name}: .*JAX cannot be changed"):
+            bn.batch_norm_training(x, **{name: array})

@@ -300,6 +300,13 @@ CLASSES = [
     ("features_float", lambda: bn.RunningMoments(4.5), TYPE, "num_features"),
     ("features_negative", lambda: bn.RunningMoments(-1), VALUE, "num_features"),
     ("update_channels", lambda: bn.RunningMoments(5).update(x()), VALUE, "5"),
+    (
+        "update_axis_of_channels",
+        lambda: bn.RunningMoments(6).update(x()),
+        VALUE,
+        r"x: expected 6 channels at axis 1, got 4 \(shape \(3, 4, 6\)\)",
+    ),
+    ("state_kind", lambda: bn.RunningMoments(C).load_state_dict(None), TYPE, "dict, got NoneType"),
     ("update_list", lambda: bn.RunningMoments(C).update([[1.0]]), TYPE, "np.asarray"),
     ("update_axis", lambda: bn.RunningMoments(C).update(x(), axis=3), VALUE, "axis"),
     ("merge_size", lambda: bn.RunningMoments(C).merge(bn.RunningMoments(5)), VALUE, "5"),
@@ -389,6 +396,10 @@ def test_hints_in_errors():
     for call in (bn.moments, bn.BatchNorm(C)):
         with pytest.raises(bn.BnnumbaTypeError, match=r"x: .*Frame; use x.to_numpy\(\)"):
             call(Frame())
+    with pytest.raises(bn.BnnumbaTypeError, match=r"weight: .*Frame; use weight.to_numpy\(\)"):
+        bn.batch_norm_training(normal((3, C)), Frame())
+    with pytest.raises(bn.BnnumbaTypeError, match=r"conv_weight: .* native byte order"):
+        bn.fold_batch_norm(np.ones((C, 2), ">f4"), None, ones(), ones(), None, None)
     with pytest.raises(bn.BnnumbaTypeError, match="x: expected an array"):
         bn.BatchNorm(C)(np.ndarray)
     with pytest.raises(bn.BnnumbaTypeError, match="dtype: expected float32 or float64, got None"):

@@ -215,6 +215,24 @@ def test_parameters_are_taken_as_they_are_where_nothing_is_differentiated():
     close(y, bn.batch_norm_training(x, weight.detach())[0], torch.float32)
 
 
+def test_evaluation_by_running_statistics_that_are_no_longer_kept_or_no_more_there():
+    x, later = tensor((8, 5), torch.float32), tensor((8, 5), torch.float32, seed=1)
+    for change in ({"track_running_stats": False}, {"running_mean": None, "running_var": None}):
+        theirs, ours = torch.nn.BatchNorm1d(5), bn.BatchNorm(5)
+        theirs(x), ours(x.numpy())
+        for layer in (theirs, ours):
+            for name, value in change.items():
+                setattr(layer, name, value)
+        for mode in (True, False):  # which moves nothing, however often
+            theirs.train(mode), ours.train(mode)
+            for _ in range(2):
+                close(torch.from_numpy(ours(later.numpy())), theirs(later), torch.float32)
+        assert list(theirs.state_dict()) == list(ours.state_dict())
+        for name, value in theirs.state_dict().items():
+            if name != "num_batches_tracked":  # PyTorch counts where there is nothing to move
+                close(torch.as_tensor(ours.state_dict()[name]), value, torch.float32)
+
+
 def recipe():
     """The autograd function of docs/guide/arrays.md."""
     page = (pathlib.Path(__file__).parents[1] / "docs" / "guide" / "arrays.md").read_text()
@@ -224,17 +242,20 @@ def recipe():
     return names["BatchNorm"].apply
 
 
-def test_the_recipe_of_the_guide_has_the_gradients_of_pytorch():
+@pytest.mark.parametrize("given", ["weight and bias", "weight", "bias", ""])
+def test_the_recipe_of_the_guide_has_the_gradients_of_pytorch(given):
     apply, results = recipe(), []
     for norm in (
         lambda *a: apply(*a, None, None),
         lambda x, w, b: functional.batch_norm(x, None, None, w, b, training=True),
     ):
         x = tensor((6, 5, 7), torch.float64).requires_grad_()
-        weight, bias = (torch.linspace(0.5, 2, 5, dtype=torch.float64) for _ in range(2))
-        weight.requires_grad_(), bias.requires_grad_()
+        weight, bias = (
+            torch.linspace(0.5, 2, 5, dtype=torch.float64).requires_grad_() if name in given else None
+            for name in ("weight", "bias")
+        )
         norm(x, weight, bias).pow(3).sum().backward()
-        results.append((x.grad, weight.grad, bias.grad))
+        results.append([a.grad for a in (x, weight, bias) if a is not None])
     for got, expected in zip(*results, strict=True):
         close(got, expected, torch.float64)
 

@@ -122,6 +122,7 @@ class DeviceLibrary:
     """
 
     on_device = True
+    read_only = ""
 
     def __init__(self, namespace=None, name="Numba"):
         self.namespace = namespace

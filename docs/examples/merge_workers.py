@@ -2,7 +2,7 @@
 
 A worker sends back a `Moments`: the count, the mean and the sum of squared deviations of
 every column, a few numbers however large its part was. Merging those (Chan, Golub and
-LeVeque, 1979) gives the moments of the whole, as if one process had seen it all: nothing is
+LeVeque, 1983) gives the moments of the whole, as if one process had seen it all: nothing is
 approximated, and parts of different sizes weigh as much as they hold. The same works over
 files, machines or days.
 
@@ -32,6 +32,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, default=4)
     arguments = parser.parse_args()
+    if not 1 <= arguments.workers <= ROWS:
+        parser.error(f"--workers: expected 1 to {ROWS}, got {arguments.workers}")
 
     rng = np.random.default_rng(0)
     x = rng.standard_normal((ROWS, COLUMNS), dtype=np.float32)
