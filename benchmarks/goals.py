@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .cases import BEYOND, SMALLEST, STREAM
+from .cases import BEYOND, OPS, SMALLEST, STREAM
 from .peers import HALVES, OWN_NEW
 from .results import geometric_mean
 
@@ -32,8 +32,8 @@ class Goal:
         return self.reached >= self.limit if self.at_least else self.reached <= self.limit
 
 
-def _over(races, value, where):
-    return geometric_mean([value(r) for r in races if where(r)])
+def _over(races, value):
+    return geometric_mean([value(r) for r in races])
 
 
 def _faster(results, op, layout, names, label, limit):
@@ -43,9 +43,9 @@ def _faster(results, op, layout, names, label, limit):
     def value(race):
         return race.ratio(race.best(names), race.own)
 
-    everywhere = _over(races, value, lambda r: True)
+    everywhere = _over(races, value)
     note = f"all shapes: {everywhere:.2f}" if everywhere else ""
-    reached = _over(races, value, lambda r: r.nbytes >= _BULK)
+    reached = _over([r for r in races if r.nbytes >= _BULK], value)
     return Goal(f"{op}, {_HELD[layout]}: faster than {label}", limit, True, "x", reached, note)
 
 
@@ -73,13 +73,13 @@ def _halves(results, dtype):
         return race.ratio(f"bnnumba {dtype}", race.own)
 
     parts = {
-        f"{op} {layout}": _over([r for r in races if (r.op, r.layout) == (op, layout)], value, bool)
-        for op in ("training", "backward", "inference", "moments")
+        f"{op} {layout}": _over([r for r in races if (r.op, r.layout) == (op, layout)], value)
+        for op in OPS
         for layout in _HELD
     }
     note = ", ".join(f"{name} {part:.2f}" for name, part in parts.items() if part)
     what = f"{dtype}, above 32 MB: time in times of float32"
-    return Goal(what, 0.6, False, "x", _over(races, value, bool), note)
+    return Goal(what, 0.6, False, "x", _over(races, value), note)
 
 
 def _small_call(results, op, limit):

@@ -316,8 +316,7 @@ def plans(machine, shapes, seconds):
 
 
 def geometric_mean(values):
-    values = list(values)
-    return math.exp(statistics.fmean(map(math.log, values))) if values else None
+    return statistics.geometric_mean(values) if values else None
 
 
 def summary(rows):

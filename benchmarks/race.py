@@ -126,8 +126,3 @@ class Replay:
 
 
 replayed = pytest.mark.benchmark(timer=Replay.timer)
-
-
-def ratios(times, unit):
-    """Median of the ratios of two entrants' times, round by round."""
-    return statistics.median(t / u for t, u in zip(times, unit, strict=False))

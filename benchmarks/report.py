@@ -190,7 +190,7 @@ def markdown(results, plots):
         "Written by `make bench`. " + _machine(results.environment),
         "## Goals and what was reached",
         "Ratios are geometric means over the shapes above 1 MB, unless the line says otherwise. "
-        f"{', '.join('x'.join(map(str, shape)) for shape in BEYOND)} are not among them.",
+        f"{', '.join(map(_shape, BEYOND))} are not among them.",
         _goals_table(results),
         *(f"![{title}]({name})" for name, title in plots),
         "## How to read the tables",

@@ -75,7 +75,6 @@ class Results:
     """Everything that a run found."""
 
     def __init__(self, raw):
-        self.raw = raw
         self.environment = raw["environment"]
         self.startup = raw["startup"]
         self.memory = raw["memory"]

@@ -16,8 +16,8 @@ def test_batch_norm(benchmark, race_of, case, entrant):
     runner = race.entrants[entrant]
     benchmark.group = case.name
     benchmark.extra_info.update(
-        op=case.op, layout=case.layout, shape=case.shape, entrant=entrant, dtype=runner.dtype,
-        error=race.errors[entrant], detail=runner.detail, nbytes=case.nbytes, traffic=case.traffic,
+        op=case.op, layout=case.layout, shape=case.shape, entrant=entrant,
+        error=race.errors[entrant], detail=runner.detail, traffic=case.traffic,
     )  # fmt: skip
     if benchmark.disabled:
         benchmark.pedantic(runner.call)

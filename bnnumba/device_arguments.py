@@ -71,13 +71,11 @@ def alike(call: Call, *arrays: Any) -> list[Any]:
     return [None if array is None else dense(call, array, dtype) for array in arrays]
 
 
-def _arranged(call: Call, array: Any, layout: Any) -> Any:
-    """Return a copy of an array with the strides of a layout."""
+def _empty(call: Call, array: Any, layout: Any) -> Any:
+    """Return a new array like another one, with the strides of a layout."""
     order = layout.order or tuple(range(array.ndim))
     stored = call.empty(tuple(array.shape[a] for a in order), array.dtype, array)
-    copy = stored.transposed(np.argsort(order))
-    copy_array(call, array, copy)
-    return copy
+    return stored.transposed(np.argsort(order))
 
 
 def views(call: Call, axis: int, out: Any, *inputs: Any) -> tuple[Any, list[Any], Any]:
@@ -91,17 +89,11 @@ def views(call: Call, axis: int, out: Any, *inputs: Any) -> tuple[Any, list[Any]
     if layout is None:
         own = candidates(first.shape, first.strides, first.itemsize, axis)
         layout = own[0] if own else nearest(first, axis)
-        seen = []
-        for array in arrays:
-            if fits(array, layout, axis):
-                seen.append(array)
-            elif array is out:
-                order = layout.order or tuple(range(out.ndim))
-                stored = call.empty(tuple(out.shape[a] for a in order), out.dtype, out)
-                seen.append(stored.transposed(np.argsort(order)))
-            else:
-                seen.append(_arranged(call, array, layout))
-        arrays = seen
+        for i, array in enumerate(arrays):
+            if not fits(array, layout, axis):
+                arrays[i] = _empty(call, array, layout)
+                if array is not out:
+                    copy_array(call, array, arrays[i])
     kind = first.dtype.name
     view = canonical(
         layout, kind, widest_of(kind, call.device.traits), first.shape,
@@ -114,7 +106,7 @@ def output(library: Any, array: Any, out: Array | None, **others: Any) -> Any:
     """Return where to write what is like `array`: a new array or `out`, apart from all others."""
     if out is None:
         return library.empty_like(array)
-    found: Any = check_out(out, library, array)
+    found = check_out(out, library, array)
     same_device(array, out=found)
     for name, other in others.items():
         if other is not None:

@@ -15,6 +15,7 @@ from .errors import BackendError, BnnumbaTypeError, BnnumbaValueError
 __all__ = ["NUMPY", "Library", "library_of", "overlap", "share"]
 
 Array = Any
+Viewed = Any  # an ndarray, or the DeviceArray of one on a GPU
 _CPU_DEVICES = (1, 3, 11, 13)  # DLPack's kDLCPU, kDLCUDAHost, kDLROCMHost, kDLCUDAManaged
 _CUDA_DEVICE = 2
 
@@ -240,7 +241,7 @@ def _device_library(argument: str, array: Array) -> Library:
     return device_library_of(array)
 
 
-def library_of(argument: str, array: Array) -> Library:
+def library_of(argument: str, array: Array) -> Any:
     """Return the library of an array that decides where a call runs, or raise."""
     if isinstance(array, (np.ndarray, np.generic)):  # a scalar is as good as an array of rank 0
         return NUMPY

@@ -12,6 +12,7 @@ Statistics do not depend on the order of the values of a channel, so that the ot
 taken in any order, as long as all arrays of a call are taken in the same one.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -55,10 +56,7 @@ def _merges(shape: tuple[int, ...], strides: tuple[int, ...], axes: list[int]) -
 
 
 def _extent(shape: tuple[int, ...], axes: Iterable[int]) -> int:
-    total = 1
-    for axis in axes:
-        total *= shape[axis]
-    return total
+    return math.prod(shape[axis] for axis in axes)
 
 
 @lru_cache(maxsize=4096)
@@ -122,7 +120,7 @@ def shared_layout(axis: int, arrays: Sequence[Any], short: int = 0) -> Layout | 
 
 @lru_cache(maxsize=4096)
 def _contiguous(axis: int, short: int, shape: tuple[int, ...]) -> Layout | None:
-    strides = tuple([_extent(shape, range(a + 1, len(shape))) for a in range(len(shape))])
+    strides = tuple([math.prod(shape[a + 1 :]) for a in range(len(shape))])
     return _shared(axis, short, shape, 1, (strides,))
 
 

@@ -229,8 +229,8 @@ def update_running(
 ) -> None:  # fmt: skip
     """Do `update_running`, with moments from the host."""
     channels = m.mean.size
-    mean: Any = check_running("running_mean", running_mean, library, channels)
-    var: Any = check_running("running_var", running_var, library, channels)
+    mean = check_running("running_mean", running_mean, library, channels)
+    var = check_running("running_var", running_var, library, channels)
     same_device(mean, running_var=var)
     apart(mean, var)
     if not m.count * channels:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .dispatch import NUMPY, Library, library_of
+from .dispatch import NUMPY, Library, Viewed, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 
 __all__ = [
@@ -113,7 +113,7 @@ def check_size(shape: tuple[int, ...], axis: int, channels: int) -> None:
         raise BnnumbaValueError(msg)
 
 
-def open_data(x: Any, axis: Any) -> tuple[Library, np.ndarray, int]:
+def open_data(x: Any, axis: Any) -> tuple[Library, Viewed, int]:
     """Return the library of checked data, the data as its backend takes it, and its axis."""
     kind = type(x)
     if kind is np.ndarray and x.dtype in SEEN_AS and type(axis) is int and 0 <= axis < x.ndim > 1:
@@ -156,7 +156,7 @@ def check_eps(eps: Any) -> float:
     return number
 
 
-def check_channels(argument: str, value: Any, library: Library, channels: int) -> np.ndarray:
+def check_channels(argument: str, value: Any, library: Library, channels: int) -> Viewed:
     """Return one float32 or float64 value per channel as its backend takes it."""
     array = (
         value if type(value) is np.ndarray and library is NUMPY else library.enter(argument, value)
@@ -171,7 +171,7 @@ def check_channels(argument: str, value: Any, library: Library, channels: int) -
     return array
 
 
-def check_running(argument: str, value: Any, library: Library, channels: int) -> np.ndarray:
+def check_running(argument: str, value: Any, library: Library, channels: int) -> Viewed:
     """Return a running statistic, which must be writable in place."""
     array = check_channels(argument, value, library, channels)
     flags = array.flags
@@ -195,7 +195,7 @@ def _spread_out(array: np.ndarray) -> bool:
     )
 
 
-def check_out(value: Any, library: Library, like: np.ndarray) -> np.ndarray:
+def check_out(value: Any, library: Library, like: Viewed) -> Viewed:
     """Return the output array, which has the shape and dtype of `like`."""
     out = value if type(value) is np.ndarray and library is NUMPY else library.enter("out", value)
     if out.shape != like.shape:

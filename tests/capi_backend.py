@@ -97,10 +97,9 @@ def _params(x, weight, bias, mean=None, var=None, **numbers):
 class Saved:
     """What a forward pass keeps."""
 
-    def __init__(self, x, weight, bias, rows, count, axis, rest=None, inference=None):
+    def __init__(self, x, weight, rows, count, axis, rest):
         self.x, self.weight, self.count, self.axis = x, weight, count, axis
-        self.rows, self.inference, self.training = rows, inference, inference is None
-        self.bias, self.rest = bias, rest
+        self.rows, self.rest = rows, rest
 
     def _statistic(self, row):
         return self.rows[row].astype(np.float64 if self.x.dtype == np.float64 else np.float32)
@@ -128,7 +127,7 @@ def batch_norm_training(
         if running is not None and moved is not running:
             running[...] = moved
     count = x.size // x.shape[axis] if x.size else 0
-    return y, Saved(x, weight, bias, rows, count, axis, rest)
+    return y, Saved(x, weight, rows, count, axis, rest)
 
 
 def batch_norm_inference(x, mean, var, weight=None, bias=None, *, eps=1e-5, axis=1, out=None):

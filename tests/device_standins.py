@@ -103,9 +103,9 @@ class NamedNamespace(Namespace):
 
 
 class SimulatedTorch(Torch):
-    in_host_memory = True
-
     """PyTorch's tensors on the CPU, which say that they are on a GPU from then on."""
+
+    in_host_memory = True
 
     number = 0
     handle = 0

@@ -84,6 +84,69 @@ class Check:
         """Say what is left out."""
         self.left_out.append(f"{name}: {reason}")
 
+    def capi(self):
+        """Run the embedded C library on tensors of the GPU, where it can be built."""
+        lacks = [f"no {program}" for program in ("make", "cc") if not shutil.which(program)]
+        lacks += [] if _has("cffi") else ["cffi is not installed"]
+        include = pathlib.Path(sysconfig.get_path("include"), "Python.h")
+        if not sysconfig.get_config_var("Py_ENABLE_SHARED") or not include.exists():
+            lacks.append("this Python cannot be embedded")
+        if lacks:
+            self.skip("C library", ", ".join(lacks))
+            return
+        chosen = "on_a_simulated_gpu" if self.dry else "on_a_gpu and not refused"
+        self.tests("C library", "test_capi.py", None, chosen, seconds=180)
+
+    def everything(self):
+        """Run all steps; those of the cases side by side, the benchmark alone."""
+        libraries = {"cupy": "cupy", "torch": "torch", "numba": "numba_cuda"}
+        if self.dry:
+            libraries = {"simulated_torch": "torch", "simulator": "numba"}
+        small = "not large_arrays" if not self.dry else SMALL
+        jobs, sanitizer = [], _sanitizer()
+        for device, package in libraries.items():
+            if not _has(package):
+                self.skip(device, f"{package} is not installed")
+                continue
+            jobs.append((f"cases {device}", "device_cases.py", device, small))
+            if device in ("cupy", "torch"):
+                for dtype in ("float32", "float64", "float16", "bfloat16"):
+                    chosen = f"large_arrays and {dtype}"
+                    jobs.append((f"large {device} {dtype}", "device_cases.py", device, chosen))
+        # Each compiles all kernels, which a CPU does for a minute or two.
+        with ThreadPoolExecutor(max(2, min(6, (os.cpu_count() or 2) // 2))) as pool:
+            list(pool.map(lambda job: self.tests(*job), jobs))
+        if _has("torch"):
+            device = "simulated_torch" if self.dry else "torch"
+            for name, chosen in (
+                ("graphs and streams", "not 32_bits"),
+                ("more than 2^31", "32_bits"),
+            ):
+                if not (self.dry and chosen == "not 32_bits"):
+                    self.tests(name, "hardware_cases.py", device, chosen, seconds=90)
+        self.capi()
+        if sanitizer is None or self.dry:
+            self.skip("memcheck, racecheck", "a dry run" if self.dry else "no compute-sanitizer")
+        else:
+            device = "numba" if _has("numba_cuda") else "torch"
+            tools = ("memcheck", "racecheck")
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(
+                    lambda tool: self.tests(
+                        tool, "device_cases.py", device, "each_regime or small_call or two_dtypes",
+                        seconds=120, before=(sanitizer, "--tool", tool, "--error-exitcode", "9"),
+                    ), tools,
+                ))  # fmt: skip
+        if not _has("torch"):
+            self.skip("benchmark", "torch is not installed")
+            return
+        if self.left < 60:
+            self.skip("benchmark", "there is no time left; run python -m benchmarks.gpu")
+            return
+        seconds = max(20, min(120, self.left - 60))
+        command = [sys.executable, "-m", "benchmarks.gpu", "--seconds", str(int(seconds))]
+        self.run("benchmark", [*command, *(["--dry-run"] if self.dry else [])], seconds=self.left)
+
 
 def _has(package):
     return importlib.util.find_spec(package) is not None
@@ -106,68 +169,6 @@ def _sanitizer():
     return shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:{home}/bin")
 
 
-def _check_capi(self):
-    """Run the embedded C library on tensors of the GPU, where it can be built."""
-    lacks = [f"no {program}" for program in ("make", "cc") if not shutil.which(program)]
-    lacks += [] if _has("cffi") else ["cffi is not installed"]
-    include = pathlib.Path(sysconfig.get_path("include"), "Python.h")
-    if not sysconfig.get_config_var("Py_ENABLE_SHARED") or not include.exists():
-        lacks.append("this Python cannot be embedded")
-    if lacks:
-        self.skip("C library", ", ".join(lacks))
-        return
-    chosen = "on_a_simulated_gpu" if self.dry else "on_a_gpu and not refused"
-    self.tests("C library", "test_capi.py", None, chosen, seconds=180)
-
-
-def check(self):
-    """Run all steps; those of the cases side by side, the benchmark alone."""
-    libraries = {"cupy": "cupy", "torch": "torch", "numba": "numba_cuda"}
-    if self.dry:
-        libraries = {"simulated_torch": "torch", "simulator": "numba"}
-    small = "not large_arrays" if not self.dry else SMALL
-    jobs, sanitizer = [], _sanitizer()
-    for device, package in libraries.items():
-        if not _has(package):
-            self.skip(device, f"{package} is not installed")
-            continue
-        jobs.append((f"cases {device}", "device_cases.py", device, small))
-        if device in ("cupy", "torch"):
-            for dtype in ("float32", "float64", "float16", "bfloat16"):
-                chosen = f"large_arrays and {dtype}"
-                jobs.append((f"large {device} {dtype}", "device_cases.py", device, chosen))
-    # Each compiles all kernels, which a CPU does for a minute or two.
-    with ThreadPoolExecutor(max(2, min(6, (os.cpu_count() or 2) // 2))) as pool:
-        list(pool.map(lambda job: self.tests(*job), jobs))
-    if _has("torch"):
-        device = "simulated_torch" if self.dry else "torch"
-        for name, chosen in (("graphs and streams", "not 32_bits"), ("more than 2^31", "32_bits")):
-            if not (self.dry and chosen == "not 32_bits"):
-                self.tests(name, "hardware_cases.py", device, chosen, seconds=90)
-    _check_capi(self)
-    if sanitizer is None or self.dry:
-        self.skip("memcheck, racecheck", "a dry run" if self.dry else "no compute-sanitizer")
-    else:
-        device = "numba" if _has("numba_cuda") else "torch"
-        tools = ("memcheck", "racecheck")
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(
-                lambda tool: self.tests(
-                    tool, "device_cases.py", device, "each_regime or small_call or two_dtypes",
-                    seconds=120, before=(sanitizer, "--tool", tool, "--error-exitcode", "9"),
-                ), tools,
-            ))  # fmt: skip
-    if not _has("torch"):
-        self.skip("benchmark", "torch is not installed")
-        return
-    if self.left < 60:
-        self.skip("benchmark", "there is no time left; run python -m benchmarks.gpu")
-        return
-    seconds = max(20, min(120, self.left - 60))
-    command = [sys.executable, "-m", "benchmarks.gpu", "--seconds", str(int(seconds))]
-    self.run("benchmark", [*command, *(["--dry-run"] if self.dry else [])], seconds=self.left)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="without a GPU")
@@ -176,7 +177,7 @@ def main():
     logs = ROOT / "build" / "gpu-check"
     logs.mkdir(parents=True, exist_ok=True)
     found = Check(logs, arguments.dry_run)
-    check(found)
+    found.everything()
     print(f"\n{time.monotonic() - found.start:.0f} s")
     print(*(f"left out: {line}" for line in found.left_out), sep="\n")
     print("failed: " + ", ".join(found.failed) if found.failed else "nothing failed")

@@ -213,6 +213,13 @@ def run_python(code, *arguments, env=None, timeout=900, check=True):
     return process
 
 
+def run_pytest(*arguments, env, timeout=900):
+    """Run pytest as `run_python` does; something must have passed."""
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    quiet = ("-q", "-x", "-p", "no:cacheprovider")
+    assert " passed" in run_python(code, *quiet, *arguments, env=env, timeout=timeout).stdout
+
+
 THREADING_LAYERS = ["workqueue", "omp", "tbb"]
 
 

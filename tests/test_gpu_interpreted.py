@@ -4,12 +4,9 @@ Needs numba-cuda with the compilers that come with it (``make gpu-test`` install
 """
 
 import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
-from support import run_python
+from support import run_pytest, run_python
 
 pytest.importorskip(
     "numba_cuda",
@@ -24,16 +21,8 @@ DEVICE = {"BNNUMBA_TEST_DEVICE": "interpreted"}
 
 @pytest.mark.slow
 def test_every_case_on_interpreted_kernels():
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "2",
-            "device_cases.py", "-k", "not large_arrays",
-        ],
-        cwd=pathlib.Path(__file__).parent, env={**os.environ, **DEVICE}, timeout=1500,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    chosen = ("device_cases.py", "-k", "not large_arrays")
+    run_pytest("-n", "2", *chosen, env=DEVICE, timeout=1500)
 
 
 @pytest.mark.slow

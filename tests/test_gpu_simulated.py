@@ -1,25 +1,12 @@
 """The logic of the CUDA kernels, on Numba's simulator: in a process of its own, as it must be."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
-from support import run_python
-
-TESTS = pathlib.Path(__file__).parent
+from support import run_pytest, run_python
 
 
 def run_simulated(*arguments, device):
     """Run pytest in a process with the simulator."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments],
-        cwd=TESTS, capture_output=True, text=True, timeout=900, check=False,
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "BNNUMBA_TEST_DEVICE": device},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_pytest(*arguments, env={"NUMBA_ENABLE_CUDASIM": "1", "BNNUMBA_TEST_DEVICE": device})
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """``python -m bnnumba``."""
 
-import os
 import subprocess
 import sys
 
@@ -45,7 +44,7 @@ def test_info_works_where_no_threading_layer_can_be_used(monkeypatch):
 def test_warmup_shows_progress_and_leaves_nothing_to_compile():
     process = main("warmup")
     assert process.returncode == 0, process.stderr
-    assert process.stdout or process.stderr
+    assert "[1/6]" in process.stdout
     # A cached kernel has hits and no misses.
     run_python(
         """
@@ -72,8 +71,7 @@ def test_warmup_shows_progress_and_leaves_nothing_to_compile():
                 bn.batch_norm_inference(x, w, w, w, w, axis=axis)
                 bn.moments(x, axis=axis)
         assert not recorder.buffer, recorder.buffer
-        """,
-        env=dict(os.environ),
+        """
     )
 
 

@@ -93,8 +93,6 @@ def test_running_twice_gives_the_same_bits(shape, axis, dtype):
 @pytest.mark.parametrize("shift", [1, 3, 15, 16])
 @pytest.mark.parametrize(("shape", "axis"), [*workload.SMALL, workload.LARGE[1]], ids=str)
 def test_bits_do_not_depend_on_where_in_memory_an_array_begins(shape, axis, shift, dtype):
-    import numpy as np
-
     def moved(array):
         memory = np.empty(array.size + 64, array.dtype)
         view = memory[shift : shift + array.size].reshape(array.shape)

@@ -251,7 +251,9 @@ def test_the_recipe_of_the_guide_has_the_gradients_of_pytorch(given):
     ):
         x = tensor((6, 5, 7), torch.float64).requires_grad_()
         weight, bias = (
-            torch.linspace(0.5, 2, 5, dtype=torch.float64).requires_grad_() if name in given else None
+            torch.linspace(0.5, 2, 5, dtype=torch.float64).requires_grad_()
+            if name in given
+            else None
             for name in ("weight", "bias")
         )
         norm(x, weight, bias).pow(3).sum().backward()

@@ -56,7 +56,8 @@ def register(ffi: Any, lib: Any) -> None:
 
     @ffi.def_extern(error=0, onerror=failed_without_status)
     def bn_python_start(version, agreed, cpu_out, capacity):
-        from numba.core.registry import cpu_target
+        import llvmlite.binding as llvm
+        from numba import config
 
         from .job import agreement
 
@@ -65,7 +66,7 @@ def register(ffi: Any, lib: Any) -> None:
         if built != found:
             msg = f"the library was built for bnnumba {built[0]}, and this is another {found[0]}"
             raise BackendError(msg)
-        name = cpu_target.target_context.codegen()._get_host_cpu_name().encode()[: capacity - 1]
+        name = (config.CPU_NAME or llvm.get_host_cpu_name()).encode()[: capacity - 1]
         ffi.memmove(cpu_out, name + b"\0", len(name) + 1)
         return 1
 

@@ -2,10 +2,9 @@
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .simd import DOUBLE, FLOAT, I64, emit_splat, f32x16, vector_of
+from .simd import DOUBLE, FLOAT, I64, emit_llvm, emit_splat, f32x16, vector_of
 
 
 def _zero_where(builder, condition, value):
@@ -22,12 +21,7 @@ def fma(typingctx, a, b, c):
 
     def codegen(context, builder, sig, args):
         kind = args[0].type
-        suffix = {FLOAT: "f32", DOUBLE: "f64"}[kind.element]
-        name = f"llvm.fmuladd.v{kind.count}{suffix}"
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(kind, [kind] * 3), name
-        )
-        return builder.call(function, args)
+        return emit_llvm(builder, "fmuladd", kind, kind, *args)
 
     return a(a, b, c), codegen
 
@@ -56,12 +50,8 @@ def inverse_root(typingctx, value):
 
     def codegen(context, builder, sig, args):
         kind = args[0].type
-        suffix = {FLOAT: "f32", DOUBLE: "f64"}[kind.element]
-        root = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.v{kind.count}{suffix}"
-        )
         one = emit_splat(builder, ir.Constant(kind.element, 1.0), kind.count)
-        inverse = builder.fdiv(one, builder.call(root, [args[0]]))
+        inverse = builder.fdiv(one, emit_llvm(builder, "sqrt", kind, kind, args[0]))
         no_value = builder.fcmp_ordered("==", args[0], ir.Constant(kind, None))
         return _zero_where(builder, no_value, inverse)
 

@@ -13,13 +13,11 @@ from numba.extending import intrinsic, models, register_model
 
 from .jit import inlined
 from .simd import (
-    DOUBLE,
-    FLOAT,
-    I16,
     I32,
     I64,
     Vector,
     emit_joined,
+    emit_llvm,
     emit_mask,
     f64x8,
     f64x16,
@@ -74,14 +72,8 @@ def _emit_load_part(context, builder, array_type, array, index, live, vector):
     element, size = storage(array_type)
     stored = ir.VectorType(element, vector.count)
     at = pointer(context, builder, array_type, array, index, element, vector.count)
-    mask = emit_mask(builder, live, vector.count)
-    suffix = {FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[element]
-    function = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(stored, [at.type, I32, mask.type, stored]),
-        f"llvm.masked.load.v{vector.count}{suffix}.p0",
-    )
-    value = builder.call(function, [at, I32(size), mask, ir.Constant(stored, None)])
+    arguments = at, I32(size), emit_mask(builder, live, vector.count), ir.Constant(stored, None)
+    value = emit_llvm(builder, "masked.load", stored, stored, *arguments, tail=".p0")
     return widened(builder, array_type, value, vector)
 
 
@@ -96,14 +88,8 @@ def _emit_store_part(context, builder, array_type, array, index, live, value):
     count = value.type.count
     at = pointer(context, builder, array_type, array, index, element, count)
     stored = narrowed(builder, array_type, value)
-    mask = emit_mask(builder, live, count)
-    suffix = {FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[element]
-    function = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(ir.VoidType(), [stored.type, at.type, I32, mask.type]),
-        f"llvm.masked.store.v{count}{suffix}.p0",
-    )
-    builder.call(function, [stored, at, I32(size), mask])
+    arguments = stored, at, I32(size), emit_mask(builder, live, count)
+    emit_llvm(builder, "masked.store", stored.type, ir.VoidType(), *arguments, tail=".p0")
 
 
 @intrinsic

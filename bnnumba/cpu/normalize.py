@@ -185,8 +185,8 @@ def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, ahead, reach):
     streaming = plan.streaming != 0
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
-    # A step that the compiler knows not to be 0 leaves no path that raises an exception.
     together = adjacent(x) and adjacent(y) and s1 - s0 == s
+    # A step that the compiler knows not to be 0 leaves no path that raises an exception.
     run = max(1, end - begin) if together else 1
     for i in range(n0, n1):
         for c in range(begin, end, run):

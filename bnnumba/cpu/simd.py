@@ -11,6 +11,7 @@ import operator
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -64,6 +65,17 @@ _register_operator(operator.add, "fadd")
 _register_operator(operator.sub, "fsub")
 _register_operator(operator.mul, "fmul")
 _register_operator(operator.truediv, "fdiv")
+
+
+def emit_llvm(builder, name, kind, result, *arguments, tail=""):
+    """Call LLVM's own function of a name for a kind of vector."""
+    suffix = {FLOAT: "f32", DOUBLE: "f64", I16: "i16"}[kind.element]
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(result, [argument.type for argument in arguments]),
+        f"llvm.{name}.v{kind.count}{suffix}{tail}",
+    )
+    return builder.call(function, arguments)
 
 
 def emit_splat(builder, scalar, count):

@@ -20,9 +20,8 @@ import ctypes
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
-from .simd import DOUBLE, FLOAT, I16, I32, llvm_vector
+from .simd import DOUBLE, FLOAT, I16, I32, emit_llvm, llvm_vector
 
 _HALF = ir.HalfType()
 
@@ -101,9 +100,4 @@ def _fence(builder, value):
     longer for (moments of float16: 1.5 times as long). And it would make a conversion to 16 bits a
     part of the store, where it forgets that this should go past the caches.
     """
-    function = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(value.type, [value.type]),
-        f"llvm.arithmetic.fence.v{value.type.count}f32",
-    )
-    return builder.call(function, [value])
+    return emit_llvm(builder, "arithmetic.fence", value.type, value.type, value)

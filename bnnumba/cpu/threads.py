@@ -34,9 +34,7 @@ def _nested():
 
     Python did not start those. One that would start a parallel region would abort the process.
     """
-    return numba_parallel._threading_layer == "workqueue" and isinstance(
-        threading.current_thread(), threading._DummyThread
-    )
+    return sleep() and isinstance(threading.current_thread(), threading._DummyThread)
 
 
 def run(driver, shared, *arguments):
@@ -68,4 +66,7 @@ def sleep():
 
     Those of the workqueue layer do. Others are busy waiting for the next region for some time.
     """
-    return numba_parallel._threading_layer == "workqueue"
+    try:
+        return numba.threading_layer() == "workqueue"
+    except ValueError:  # there are no threads yet
+        return False

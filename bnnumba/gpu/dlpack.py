@@ -18,7 +18,7 @@ __all__ = ["CUDA", "describe", "look"]
 
 CUDA = 2  # kDLCUDA
 _LEGACY_STREAM = 1
-_FLOAT, _BFLOAT = 2, 4
+_BFLOAT = 4
 
 
 class _Tensor(ctypes.Structure):

@@ -312,7 +312,7 @@ def machine(kind, count, columns, parameter):
     read, write = row_pair(real)
     read_param, write_param = row_pair(param)
     return SimpleNamespace(
-        kind=kind, size=KINDS[kind], count=count, columns=columns, parameter=parameter,
+        size=KINDS[kind], count=count, columns=columns,
         real=np.float64 if real == types.float64 else np.float32,
         fetch=fetch, put=put, widen=widen, narrow=narrow, kept=kept, keep=keep,
         take=take, leave=leave, take_count=take_count, leave_count=leave_count,

@@ -45,7 +45,6 @@ class Plan(NamedTuple):
 
     lanes: int
     tiles: int
-    steps: int
     threads: int
     parts: int
     chunk: int
@@ -90,7 +89,7 @@ def _cut(groups, lanes, steps, columns, width, real, arrays, traits, warps, most
         chunk = _ceil(chunk, stride) * stride
     parts = _ceil(steps, chunk)
     scratch = _scratch(threads, lanes, columns, real, warps)
-    return Plan(lanes, tiles, steps, threads, parts, chunk, 0, scratch, scratch)
+    return Plan(lanes, tiles, threads, parts, chunk, 0, scratch, scratch)
 
 
 def _lanes(groups, rows, width):
@@ -145,7 +144,7 @@ def plan_sweeps(groups, steps, rows, columns, width, real, arrays, traits, warps
         tiles = _ceil(groups, lanes)
         busy = tiles >= traits.multiprocessors // 2 or tile_bytes <= 2 * LEAST_JOB_BYTES
         if shared <= traits.shared and busy:
-            return Plan(lanes, tiles, steps, threads, 1, steps, 0, scratch, shared)
+            return Plan(lanes, tiles, threads, 1, steps, 0, scratch, shared)
         if lanes * width <= SECTOR_BYTES or lanes == 1:
             break
         lanes //= 2

@@ -142,7 +142,7 @@ def machine(kind, count, columns, parameter):
     read, write = row_pair(real)
     read_param, write_param = row_pair(param)
     return SimpleNamespace(
-        kind=kind, size=size, count=count, columns=columns, parameter=parameter, real=real.type,
+        size=size, count=count, columns=columns, real=real.type,
         fetch=fetch, put=put, widen=lambda value: value.astype(real),
         narrow=lambda value: value.astype(stored),
         kept=lambda offset: _shared(offset, stored, count).copy(), keep=keep,

@@ -43,7 +43,7 @@ static const char *environment(void)
 /*
  * A fork waits for the thread that has Python at work, whose locks nobody would release in the child.
  * But who has the interpreter's lock would wait for good: the other one may need it. In a process
- * that is Python itself os.fork waits for the compiler anyway (bnnumba/cpu/jit.py).
+ * that is Python itself os.fork waits for the compiler anyway (bnnumba/compiling.py).
  */
 static void before_fork(void)
 {

@@ -3,11 +3,9 @@
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
-from support import run_python
+from support import run_pytest, run_python
 
 import bnnumba
 from bnnumba.code_cache import CodeFiles, source_stamp
@@ -75,7 +73,7 @@ def test_files_that_were_cut_short_are_written_anew(tmp_path):
 
 def test_code_that_two_processes_keep_at_once_is_not_mixed_up(tmp_path):
     one, other = (CodeFiles(tmp_path, "function", "sources") for _ in range(2))
-    save, other._load_index = one._save_data, dict  # the other has looked for files before
+    save = one._save_data
 
     def save_later(name, data):
         other.save("int", "code for int")
@@ -141,17 +139,7 @@ def test_bounds_checks_find_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_what_needs_no_compiled_code_works_without_the_compiler():
-    tests = pathlib.Path(__file__).parent
     files = ["test_errors.py", "test_reference.py", "test_cpu_plan.py"]
     # Checks come before any kernel; only a backward pass and an update need results of one.
     which = "not test_errors or (input_is_named and not backward and not update_running)"
-    process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", which]
-        + [str(tests / name) for name in files],
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
-        cwd=tests.parent,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stdout
+    run_pytest("-k", which, *files, env={"NUMBA_DISABLE_JIT": 1})
