@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from . import __version__, config
+from .code_cache import not_kept
 from .errors import BackendError
 
 
@@ -34,6 +35,14 @@ def _cache_directory() -> str | None:
 
     cache = getattr(parallel.forward.dispatcher, "_cache", None)
     return getattr(cache, "cache_path", None)
+
+
+def _cache() -> str:
+    import numba
+
+    if numba.config.DISABLE_JIT:
+        return "none: NUMBA_DISABLE_JIT is set, so that there is no compiler and kernels cannot run"
+    return _cache_directory() or "none can be written, each process compiles anew"
 
 
 def _threading_layer() -> str:
@@ -72,7 +81,7 @@ def info() -> None:
         "CPU": f"{llvm.get_host_cpu_name()} ({', '.join(known)})",
         "threading layer": _threading_layer(),
         "threads": _threads(),
-        "cache": _cache_directory() or "none can be written, each process compiles anew",
+        "cache": _cache(),
         "CUDA": _cuda_state(),
     }
     width = max(map(len, rows))
@@ -95,6 +104,8 @@ _SHAPES = [
 def warmup(dtypes: list[str], embed: bool, capabilities: list[tuple[int, int]]) -> None:
     """Compile the kernels for the common cases, as far as the cache does not have them.
 
+    BackendError is raised at the end if they could not all be kept.
+
     With `embed` also those that ``libbnnumba_embed`` calls, and CUDA kernels for any compute
     capabilities.
     """
@@ -109,11 +120,13 @@ def warmup(dtypes: list[str], embed: bool, capabilities: list[tuple[int, int]]) 
         seconds = time.perf_counter() - begin
         print(f"[{done}/{len(work)}] {name}: {seconds:.1f} s so far", flush=True)
     kept = _cache_directory()
-    print(
-        f"compiled code is in {kept}"
-        if kept
-        else "no directory for it can be written: nothing kept"
-    )
+    if not kept:
+        msg = "no directory for compiled code can be written: nothing is kept"
+        raise BackendError(msg)
+    if not_kept:
+        msg = f"{len(not_kept)} compiled functions could not be kept: {not_kept[-1]}"
+        raise BackendError(msg)
+    print(f"compiled code is in {kept}")
 
 
 # What is to be compiled: a name to show, and a call that does it.

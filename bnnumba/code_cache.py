@@ -11,7 +11,12 @@ import numba
 from numba import config
 from numba.core.caching import CompileResultCacheImpl, IndexDataCacheFile
 
-__all__ = ["CodeFiles", "code_files", "forgiving", "source_stamp"]
+__all__ = ["CodeFiles", "code_files", "forgiving", "not_kept", "source_stamp"]
+
+_DIGEST = hashlib.sha256().digest_size
+
+# Why code could not be saved, for each version that was not.
+not_kept: list[OSError] = []
 
 
 @functools.cache
@@ -49,8 +54,19 @@ class CodeFiles(IndexDataCacheFile):
 
     def load(self, key: Any) -> Any:
         """Return a version, or None where there is none of these sources."""
-        stamp, found, data = self._load_data(self._file_of(key))
-        return data if (stamp, found) == (self._source_stamp, key) else None
+        kept = self._load_data(self._file_of(key))
+        return kept[2] if kept and kept[:2] == (self._source_stamp, key) else None
+
+    def _dump(self, obj: Any) -> bytes:
+        data = super()._dump(obj)
+        return hashlib.sha256(data).digest() + data
+
+    def _load_data(self, name: str) -> Any:
+        data = pathlib.Path(self._data_path(name)).read_bytes()
+        # Damaged code, cut short or with a page of zeros, would end the process.
+        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+            return None
+        return pickle.loads(data[_DIGEST:])
 
     def _file_of(self, key: Any) -> str:
         # What another Numba has pickled is not even read.
@@ -73,17 +89,19 @@ def code_files(place: CompileResultCacheImpl, stamp: str | None) -> CodeFiles:
     return CodeFiles(locator.get_cache_path(), place.filename_base, stamp)
 
 
-def forgiving(use_files: Callable) -> Callable:
+def forgiving(use_files: Callable, failures: list[OSError] | None = None) -> Callable:
     """Return a function that loads or saves, and returns None where a file cannot be used.
 
-    The disk is full, the directory went away, a file was cut short: compiled code is then kept in
-    memory alone, or saved anew.
+    The disk is full, the directory went away: compiled code is then kept in memory alone. The
+    errors are appended to `failures`.
     """
 
     def use_files_or_not(*arguments: Any) -> Any:
         try:
             return use_files(*arguments)
-        except (OSError, EOFError, pickle.UnpicklingError):
+        except OSError as error:
+            if failures is not None:
+                failures.append(error)
             return None
 
     return use_files_or_not

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -226,8 +229,10 @@ class BatchNorm:
         if self._batches.size:
             batches = _batches(state["num_batches_tracked"])
             copies.append((self._batches, batches))
-        for target, values in copies:
-            target[...] = values
+        # All in one go of C's, which Ctrl-C waits for.
+        collections.deque(
+            itertools.starmap(operator.setitem, [(target, ..., new) for target, new in copies]), 0
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the last batch: who stores or copies a layer does not mean to keep data."""

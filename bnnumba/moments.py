@@ -157,7 +157,12 @@ class RunningMoments:
 
     @_Locked()
     def _take_in(self, new: Moments) -> None:
-        self._moments = self._moments.merge(new)
+        while True:
+            old = self._moments
+            merged = old.merge(new)
+            if self._moments is old:  # else a signal handler came in between
+                self._moments = merged
+                return
 
     def merge(self, other: RunningMoments | Moments) -> None:
         """Take in all that another stream has seen, or moments from elsewhere."""

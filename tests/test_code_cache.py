@@ -59,14 +59,40 @@ def test_a_cache_that_cannot_be_written_after_import_is_only_slower(tmp_path):
     run_python(code, env={"NUMBA_CACHE_DIR": cache})
 
 
+def _zeroed(data, begin, size):
+    return data[:begin] + bytes(size) + data[begin + size :]
+
+
+DAMAGE = {
+    "nothing is left": lambda data: b"",
+    "cut short": lambda data: data[:1000],
+    "a page of zeros": lambda data: _zeroed(data, len(data) // 2 // 4096 * 4096, 4096),
+    "zeros at the beginning": lambda data: _zeroed(data, 0, 512),
+    "one bit": lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_no_file(tmp_path, damage):
+    files = CodeFiles(tmp_path, "function", "sources")
+    files.save("int", bytes(range(256)) * 64)
+    (path,) = tmp_path.glob("*.nbc")
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGE[damage](whole))
+    assert files.load("int") is None
+    files.save("int", bytes(range(256)) * 64)
+    assert path.read_bytes() == whole
+    assert files.load("int") == bytes(range(256)) * 64
+
+
 @pytest.mark.slow
-def test_files_that_were_cut_short_are_written_anew(tmp_path):
+def test_damaged_files_are_written_anew(tmp_path):
     env = {"NUMBA_CACHE_DIR": tmp_path}
     run_python(MOMENTS, env=env)
     files = list(tmp_path.rglob("*.nbc"))
     whole = [p.read_bytes() for p in files]
-    for p, size in zip(files, [0, 10, 1000] * len(files), strict=False):
-        os.truncate(p, size)
+    for p, damage in zip(files, [*DAMAGE.values()] * len(files), strict=False):
+        p.write_bytes(damage(p.read_bytes()))
     run_python(MOMENTS, env=env)
     assert [len(p.read_bytes()) for p in files] == [len(data) for data in whole]
 

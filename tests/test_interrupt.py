@@ -115,6 +115,31 @@ def test_running_moments_merge():
     )
 
 
+def test_an_update_in_a_signal_handler_during_another_is_kept(monkeypatch):
+    running, merge, at_once = bn.RunningMoments(3), bn.Moments.merge, [X]
+
+    def merge_and_be_interrupted(self, other):
+        merged = merge(self, other)
+        if at_once:
+            running.update(at_once.pop())
+        return merged
+
+    monkeypatch.setattr(bn.Moments, "merge", merge_and_be_interrupted)
+    running.update(X)
+    assert running.count == 2 * 5 * 7
+
+
+def test_the_state_of_a_layer():
+    state = bn.BatchNorm(3).state_dict()
+    for number, name in enumerate(state, 2):
+        state[name] = state[name] * 0 + number
+    assert_whole(
+        lambda: bn.BatchNorm(3),
+        lambda layer: layer.load_state_dict(state),
+        lambda layer: tuple(np.asarray(value) for value in layer.state_dict().values()),
+    )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_no_interrupt_keeps_threads_from_later_calls():
     run_python(

@@ -9,6 +9,8 @@ import pytest
 from support import run_python
 
 import bnnumba
+from bnnumba import __main__ as command_line
+from bnnumba import code_cache
 from bnnumba.__main__ import main as run
 from bnnumba._capi import entries
 
@@ -102,6 +104,27 @@ def test_warmup_of_cuda_kernels_without_numba_cuda_says_what_to_install(monkeypa
     said = capsys.readouterr()
     assert "pip install 'bnnumba[cu13]'" in said.err
     assert not said.out  # nothing was compiled before
+
+
+def test_warmup_fails_where_what_it_compiled_could_not_be_kept(monkeypatch, capsys):
+    def compile_on_a_full_disk():
+        code_cache.not_kept.append(OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(code_cache, "not_kept", [])
+    monkeypatch.setattr(command_line, "not_kept", code_cache.not_kept)
+    work = [("a case", lambda: None), ("another", compile_on_a_full_disk)]
+    monkeypatch.setattr(command_line, "_common_cases", lambda dtypes: iter(work))
+    assert run(["warmup"]) == 1
+    said = capsys.readouterr()
+    assert "[2/2] another" in said.out
+    assert "1 compiled functions could not be kept: [Errno 28] No space" in said.err
+
+
+def test_info_says_that_the_compiler_is_switched_off():
+    process = run_python(
+        "import bnnumba.__main__ as m; m.main(['info'])", env={"NUMBA_DISABLE_JIT": 1}
+    )
+    assert "NUMBA_DISABLE_JIT is set" in process.stdout
 
 
 def test_version():

@@ -8,7 +8,7 @@ from numba import config
 from numba.core import sigutils
 from numba.core.ccallback import CFunc
 
-from ..code_cache import code_files, forgiving, source_stamp
+from ..code_cache import code_files, forgiving, not_kept, source_stamp
 from ..compiling import compiling
 from ..errors import BackendError
 
@@ -31,8 +31,8 @@ def _keep(compiled, function):
     # Also of the options here.
     places = pathlib.Path(function.__code__.co_filename).parent, pathlib.Path(__file__).parent
     cache._cache_file = code_files(cache._impl, source_stamp(*places))
-    for name in ("load_overload", "save_overload"):
-        setattr(cache, name, forgiving(getattr(cache, name)))
+    cache.load_overload = forgiving(cache.load_overload)
+    cache.save_overload = forgiving(cache.save_overload, not_kept)
 
 
 def _compile(function):

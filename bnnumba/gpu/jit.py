@@ -18,7 +18,7 @@ from numba import cuda, float32, float64, int64
 from numba.core.caching import CompileResultCacheImpl
 from numba.core.compiler_lock import global_compiler_lock
 
-from ..code_cache import code_files, forgiving, source_stamp
+from ..code_cache import code_files, forgiving, not_kept, source_stamp
 
 __all__ = ["MAX_THREADS", "SIMULATED", "Kernel", "block", "inlined", "sync", "thread", "threads"]
 
@@ -121,7 +121,7 @@ class Kernel:
         found = forgiving(files.load)(key)
         if found is None:
             found = self._compile(capability)
-            forgiving(files.save)(key, found)
+            forgiving(files.save, not_kept)(key, found)
         return found
 
     def _compile(self, capability):
