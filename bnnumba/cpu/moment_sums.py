@@ -13,6 +13,7 @@ from .jit import inlined
 from .lanewise import difference, fma, rounded, zero_where_less
 from .memory import (
     element,
+    fill,
     load_f64,
     load_f64_part,
     load_f64x16,
@@ -23,6 +24,7 @@ from .memory import (
 from .parts import part
 from .prefetching import BLOCK, prefetch, prefetch_run
 from .simd import blend, half_sum, hsum, joined, splat_f64, zeros_f64x16
+from .sums import first_columns, repeat_columns, sum_columns
 
 
 @part
@@ -168,22 +170,33 @@ def accumulate_part(row, stride, rows, at, end, width, work):
 
 
 @part
-def begin_columns(x, row0, rows, column, columns, width, work):
+def begin_columns(x, row0, rows, column, columns, s, together, width, work):
     """Write the pivots of the columns of a chunk behind their sums, and zeros to those.
 
-    They are the means of some first rows, or 0.
+    They are the means of some first rows, or 0; the s columns of a channel have one together, and
+    so have those of the rows that are taken together as one.
     """
-    row, pivots = row_at(x, (row0, column)), 4 * width
+    row, stride, pivots = row_at(x, (row0, column)), x.strides[0] // x.itemsize, 4 * width
     for at in range(0, columns, 8):
         store(work, pivots + at, load_lanes(row, at, columns - at))
-    for at in range(0, 2 * width, 16):
+    if s > 1:
+        for at in range(pivots, pivots + columns, s):
+            fill(work, at, s, splat_f64(work[at]))
+    repeat_columns(work, pivots, columns, together)
+    for at in range(0, 4 * width, 16):
         store(work, at, zeros_f64x16())
-    accumulate_part(row, x.strides[0] // x.itemsize, rows, 0, columns, width, work)
-    count = splat_f64(float(rows))
-    for at in range(0, columns, 8):
+    accumulate_part(row, stride * together, rows, 0, columns * together, width, work)
+    sum_columns(work, width, columns, s, together)
+    first_columns(work, pivots, columns, s)
+    count = splat_f64(float(rows * together * s))
+    for at in range(0, columns // s, 8):
         offset = load_f64(work, at) / count
         variance = load_f64(work, width + at) / count - offset * offset
         pivot = load_f64(work, pivots + at) + offset
         store(work, pivots + at, zero_where_less(rounded(x, pivot), pivot * pivot, variance))
+    if s > 1:
+        for c in range(columns // s - 1, -1, -1):  # the last first: it lands on no other's number
+            fill(work, pivots + c * s, s, splat_f64(work[pivots + c]))
+    repeat_columns(work, pivots, columns, together)
     for at in range(0, 4 * width, 16):
         store(work, at, zeros_f64x16())

@@ -19,7 +19,7 @@ from it), hence d = 0 and m2 = 0 exactly.
 
 from .jit import inlined
 from .lanewise import middle, or_zero, positive_part
-from .memory import element, fill, load_f64, load_lanes, row_at, store, store_lanes
+from .memory import element, load_f64, load_lanes, row_at, store, store_lanes
 from .moment_sums import (
     accumulate_columns,
     accumulate_part,
@@ -37,9 +37,9 @@ from .sums import (
     SEGMENT,
     WORKSPACE,
     both_levels,
+    first_columns,
     fold,
     next_sweep,
-    repeat_columns,
     row_after,
     row_group,
     rows_of_run,
@@ -158,20 +158,11 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
             count += size
 
 
-@inlined
-def first_columns(work, begin, size, s):
-    """Move the numbers of the first column of each channel to where the channel's number says."""
-    if s > 1:
-        for c in range(size // s):
-            work[begin + c] = work[begin + c * s]
-
-
 def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
     """Write the moments of one slab of x[r, q] for a range of channels, each of s columns.
 
     The mean is relative to `origin`. `work` holds sums and squares of the columns on two levels and
-    their pivots, each in a stretch padded to whole vectors. The columns of a channel have the pivot
-    of the first one.
+    their pivots, each in a stretch padded to whole vectors.
     """
     r, s = x.shape[0], plan.slab_columns
     column, columns = begin * s, (end - begin) * s
@@ -192,16 +183,11 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
         width = (size + 7) // 8 * 8
         stride = x.strides[0] // x.itemsize * together
         group, reach, stretches = row_group(x, size, columns == x.shape[1], 1)
-        pivot_rows = max(1, min((row1 - row0) // 8, PIVOT_ROWS))
-        begin_columns(x, row0, pivot_rows, column, columns, width, work)
+        pivot_rows = max(1, min(rows // 8, PIVOT_ROWS))
+        begin_columns(x, row0, pivot_rows, column, columns, s, together, width, work)
         unshifted = True
         for at in range(0, columns, 8):
             unshifted = unshifted and all_zero(load_f64(work, 4 * width + at))
-        if s > 1:
-            for c in range(end - begin):
-                at = 4 * width + c * s
-                fill(work, at, s, splat_f64(work[at]))
-        repeat_columns(work, 4 * width, columns, together)
         for start in range(0, rows, RUN):
             stop = min(rows, start + RUN)
             for first_row in range(start, stop, group):

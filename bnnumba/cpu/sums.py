@@ -110,6 +110,14 @@ def sum_columns(work, width, columns, s, together):
 
 
 @inlined
+def first_columns(work, begin, size, s):
+    """Move the numbers of the first column of each channel to where the channel's number says."""
+    if s > 1:
+        for c in range(size // s):
+            work[begin + c] = work[begin + c * s]
+
+
+@inlined
 def repeat_columns(work, begin, columns, together):
     """Copy numbers of the columns of a row for all rows that are taken together."""
     for k in range(1, together):
