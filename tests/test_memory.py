@@ -94,3 +94,54 @@ def test_no_temporary_grows_with_the_input(axis):
         assert peak() - before < x.nbytes / 20, (peak() - before) / x.nbytes
         """
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_a_call_without_memory_raises_and_lets_go_of_its_arrays():
+    run_python(
+        """
+        import gc, resource, weakref
+        import numpy as np
+        import bnnumba as bn
+
+        channels = 262144
+        weight = np.ones(channels, np.float32)
+
+        def make():
+            return np.ones((8, channels), np.float32)
+
+        def training(x):
+            bn.batch_norm_training(x, weight, weight, out=x)
+
+        def backward(x):
+            bn.batch_norm_backward(x, saved, out=x)
+
+        def inference(x):
+            bn.batch_norm_inference(x, weight, weight, out=x)
+
+        def size():
+            return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+
+        saved = bn.batch_norm_training(make(), weight, weight)[1]
+        for call in (bn.moments, training, backward, inference):
+            call(make())
+            refused = 0
+            for room in range(0, 60_000_000, 1_000_000):
+                x = make()
+                alive = weakref.ref(x)
+                before = size()
+                resource.setrlimit(resource.RLIMIT_AS, (before + room, -1))
+                try:
+                    call(x)
+                except MemoryError as error:
+                    refused += "workspace" in str(error)
+                resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+                assert size() < before + 1e6, (call, room)
+                del x
+                gc.collect()
+                assert alive() is None, (call, room)
+            assert refused, call
+        """,
+        env={"MALLOC_MMAP_THRESHOLD_": 65536, "MALLOC_TRIM_THRESHOLD_": 0},
+    )

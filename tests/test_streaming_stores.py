@@ -86,7 +86,7 @@ def test_outputs_are_the_same_wherever_they_begin(
 def test_coefficients_stand_as_far_from_a_cache_line_as_their_output(element):
     @numba.njit
     def lanes_to_a_line(out):
-        coefs = parallel.room(out, 5, 2, 3, 3)[1]
+        coefs = parallel.room(out, 5, 2, 3, 3)[2]
         count = simd.lanes(out)
         return memory.unaligned(coefs, 0) % count, memory.unaligned(out, 0) % count
 

@@ -127,6 +127,32 @@ def shaped(typingctx, like, numbers, first, shape):
     return kind(like, numbers, types.int64, shape), codegen
 
 
+@intrinsic
+def allocated(typingctx, count):
+    """Return a new array of `count` > 0 numbers, or an empty one where there is no memory for it.
+
+    ``np.empty`` would raise then, and who leaves compiled code by an exception keeps all arrays,
+    the caller's as well, for good.
+    """
+    kind = types.Array(types.float64, 1, "C")
+
+    def codegen(context, builder, sig, args):
+        bytes_ = builder.mul(args[0], I64(storage(kind)[1]))
+        alignment = context.get_preferred_array_alignment(types.float64)
+        meminfo = context.nrt.meminfo_alloc_aligned_unchecked(builder, bytes_, alignment)
+        element = storage(kind)[0].as_pointer()
+        at = cgutils.alloca_once_value(builder, ir.Constant(element, None))
+        size = cgutils.alloca_once_value(builder, I64(0))
+        with cgutils.if_likely(builder, cgutils.is_not_null(builder, meminfo)):
+            data = context.nrt.meminfo_data(builder, meminfo)
+            builder.store(builder.bitcast(data, element), at)
+            builder.store(args[0], size)
+        shape = cgutils.pack_array(builder, [builder.load(size)])
+        return emit_array(context, builder, kind, builder.load(at), shape, meminfo)
+
+    return kind(types.int64), codegen
+
+
 def emit_array(context, builder, kind, at, shape, meminfo=None):
     """Return the contiguous array of a shape at an address; `meminfo` is Numba's, of its owner."""
     # Not numba.carray, which leaves calls into Numba's runtime.

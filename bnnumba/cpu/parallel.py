@@ -1,15 +1,14 @@
 """Drivers: each prepares a step, and shares out the work items of its range kernel.
 
 They are given every argument: Numba's dispatch of omitted ones is slow. The first one says whether
-threads do the items (`bnnumba.cpu.worksharing`); results are the same to the bit either way.
+threads do the items (`bnnumba.cpu.worksharing`); results are the same to the bit either way. They
+return whether there was memory enough.
 """
 
 import math
 
-import numpy as np
-
 from .jit import Strided, inlined
-from .memory import REPEATED, shaped, unaligned
+from .memory import REPEATED, allocated, shaped, unaligned
 from .normalize import inverse_std, write_inverse_std
 from .plan import Plan
 from .ranges import (
@@ -31,19 +30,21 @@ from .worksharing import parallel_for
 
 @inlined
 def room(out, channels, slabs, fields, rows):
-    """Return room for partial results, and for the coefficients that `out` is written with.
+    """Return whether there is room for partial results and coefficients, and the room.
 
-    It is one allocation, which takes as long as a hundred values of a small array. Coefficients are
-    of the precision that `out` is computed in, and stand as far from a cache line as `out`, so that
-    those of a vector that fills a line of `out` fill a line too: with two lines to each vector, 103
-    MB of channels last were normalized in 5.2 ms by one thread, so in 4.3.
+    It is one allocation, which takes as long as a hundred values of a small array. Coefficients,
+    which `out` is written with, are of the precision that it is computed in, and stand as far from
+    a cache line as `out`, so that those of a vector that fills a line of `out` fill a line too:
+    with two lines to each vector, 103 MB of channels last were normalized in 5.2 ms by one thread,
+    so in 4.3.
     """
     columns = out.shape[1] + REPEATED
     size = slabs * fields * channels
-    numbers = np.empty(size + rows * columns + 2 * REPEATED)
+    numbers = allocated(size + rows * columns + 2 * REPEATED)
     line = (size + unaligned(numbers, size)) * lanes(out) // lanes(numbers)
     lead = -unaligned(out, 0) % lanes(out)
     return (
+        numbers.size > 0,
         shaped(numbers, numbers, 0, (slabs, fields, channels)),
         shaped(out, numbers, line + lead, (rows, columns)),
     )
@@ -51,9 +52,9 @@ def room(out, channels, slabs, fields, rows):
 
 @inlined
 def partial_room(slabs, fields, channels):
-    """Return room for partial results."""
-    numbers = np.empty(slabs * fields * channels)
-    return shaped(numbers, numbers, 0, (slabs, fields, channels))
+    """Return whether there is room for partial results, and the room."""
+    numbers = allocated(slabs * fields * channels)
+    return numbers.size > 0, shaped(numbers, numbers, 0, (slabs, fields, channels))
 
 
 @inlined
@@ -67,96 +68,128 @@ def plan_of(packed):
 
 def _forward(team, packed, x, weight, bias, eps, stats, y):
     plan, channels = plan_of(packed), stats.shape[1]
-    partial, coefs = room(y, channels, plan.slabs, 3, 3)
+    enough, partial, coefs = room(y, channels, plan.slabs, 3, 3)
+    if not enough:
+        return False
     blocks = (channels + plan.block - 1) // plan.block
-    _forward_blocks(team, blocks, x, plan, weight, bias, eps, partial, coefs, stats, y)
+    return _forward_blocks(team, blocks, x, plan, weight, bias, eps, partial, coefs, stats, y)
 
 
 @parallel_for
 def _forward_blocks(begin, end, x, plan, weight, bias, eps, partial, coefs, stats, y):
-    work = np.empty(workspace(x, plan.block, stats.shape[1]))
+    work = allocated(workspace(x, plan.block, stats.shape[1]))
+    if work.size == 0:
+        return False
     forward_range(begin, end, x, plan, weight, bias, eps, work, partial, coefs, stats, y)
+    return True
 
 
 def _collect(team, packed, x, eps, stats):
     plan, channels = plan_of(packed), stats.shape[1]
-    partial = partial_room(plan.slabs, 3, channels)
+    enough, partial = partial_room(plan.slabs, 3, channels)
+    if not enough:
+        return False
     items = plan.slabs * ((channels + plan.block - 1) // plan.block)
-    _collect_items(team, items, x, plan, partial)
+    done = _collect_items(team, items, x, plan, partial)
     n = x.shape[0]
     merge_range(0, channels, n, x.size // (n * channels), plan, partial, eps, stats)
+    return done
 
 
 @parallel_for
 def _collect_items(begin, end, x, plan, partial):
-    work = np.empty(workspace(x, plan.block, partial.shape[2]))
+    work = allocated(workspace(x, plan.block, partial.shape[2]))
+    if work.size == 0:
+        return False
     collect_range(begin, end, x, plan, work, partial)
+    return True
 
 
 def _normalize(team, packed, x, weight, bias, mean, rest, invstd, y):
     plan = plan_of(packed)
-    _, coefs = room(y, 0, 0, 0, 3)
+    enough, _, coefs = room(y, 0, 0, 0, 3)
+    if not enough:
+        return False
     coefficients_range(0, mean.size, mean, rest, invstd, weight, bias, coefs)
     items = plan.slabs * ((x.shape[1] + plan.block - 1) // plan.block)
-    _normalize_items(team, items, x, plan, coefs, y)
+    return _normalize_items(team, items, x, plan, coefs, y)
 
 
 @parallel_for
 def _normalize_items(begin, end, x, plan, coefs, y):
     normalize_range(begin, end, x, plan, coefs, y)
+    return True
 
 
 def _infer(team, packed, x, weight, bias, mean, var, eps, y):
     plan, channels = plan_of(packed), mean.size
-    scratch, coefs = room(y, channels, 1, 1, 3)
+    enough, scratch, coefs = room(y, channels, 1, 1, 3)
+    if not enough:
+        return False
     invstd = scratch[0, 0]
     write_inverse_std(0, channels, var, 1, eps, invstd)
     coefficients_range(0, channels, mean, invstd[:0], invstd, weight, bias, coefs)
     items = plan.slabs * ((x.shape[1] + plan.block - 1) // plan.block)
-    _normalize_items(team, items, x, plan, coefs, y)
+    return _normalize_items(team, items, x, plan, coefs, y)
 
 
 def _backward(team, packed, x, dy, weight, stats, dx, dweight, dbias):
     plan, channels = plan_of(packed), stats.shape[1]
-    partial, coefs = room(dx, channels, plan.slabs + 1, 2, 4)
+    enough, partial, coefs = room(dx, channels, plan.slabs + 1, 2, 4)
+    if not enough:
+        return False
     blocks = (channels + plan.block - 1) // plan.block
-    _backward_blocks(team, blocks, x, dy, plan, weight, stats, partial, coefs, dx, dweight, dbias)
+    return _backward_blocks(
+        team, blocks, x, dy, plan, weight, stats, partial, coefs, dx, dweight, dbias
+    )
 
 
 @parallel_for
 def _backward_blocks(begin, end, x, dy, plan, weight, stats, partial, coefs, dx, dweight, dbias):
-    work = np.empty(workspace(x, plan.block, stats.shape[1]))
+    work = allocated(workspace(x, plan.block, stats.shape[1]))
+    if work.size == 0:
+        return False
     backward_range(
         begin, end, x, dy, plan, weight, stats, stats[3], work, partial, partial[plan.slabs],
         coefs, dx, dweight, dbias,
     )  # fmt: skip
+    return True
 
 
 def _reduce(team, packed, x, dy, mean, rest, invstd, sums, dweight, dbias):
     plan, channels = plan_of(packed), mean.size
-    partial = partial_room(plan.slabs, 2, channels)
+    enough, partial = partial_room(plan.slabs, 2, channels)
+    if not enough:
+        return False
     items = plan.slabs * ((channels + plan.block - 1) // plan.block)
-    _reduce_items(team, items, x, dy, plan, mean, partial)
+    done = _reduce_items(team, items, x, dy, plan, mean, partial)
     sums_range(0, channels, plan, partial, rest, invstd, sums, dweight, dbias)
+    return done
 
 
 @parallel_for
 def _reduce_items(begin, end, x, dy, plan, mean, partial):
-    work = np.empty(workspace(x, plan.block, mean.size))
+    work = allocated(workspace(x, plan.block, mean.size))
+    if work.size == 0:
+        return False
     reduce_range(begin, end, x, dy, plan, mean, work, partial)
+    return True
 
 
 def _input(team, packed, x, dy, weight, mean, rest, invstd, sums, count, dx):
     plan = plan_of(packed)
-    _, coefs = room(dx, 0, 0, 0, 4)
+    enough, _, coefs = room(dx, 0, 0, 0, 4)
+    if not enough:
+        return False
     input_coefficients_range(0, mean.size, count, mean, rest, invstd, sums, weight, coefs)
     items = plan.slabs * ((x.shape[1] + plan.block - 1) // plan.block)
-    _input_items(team, items, x, dy, plan, coefs, dx)
+    return _input_items(team, items, x, dy, plan, coefs, dx)
 
 
 @parallel_for
 def _input_items(begin, end, x, dy, plan, coefs, dx):
     input_range(begin, end, x, dy, plan, coefs, dx)
+    return True
 
 
 forward = Strided(_forward, {"stats", "y"})

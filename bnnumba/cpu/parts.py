@@ -27,22 +27,20 @@ _uses: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _linked: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def call_within(context, builder, function, kinds, arguments, merged=True):
-    """Emit a call to a Python function without a result, and return its status.
+def call_within(context, builder, function, signature, arguments, merged=True):
+    """Emit a call to a Python function, and return its status and result.
 
     Numba would optimize what is called as a library of its own, to be linked into this one and
     optimized again. This is lowered once for all kernels, then linked into the kernel that is at
     work, and either merged into each caller, or a function by itself.
     """
-    signature = types.void(*kinds)
     found = _lowered(context, function, signature)
     _link(found, context.active_code_library)
     callee = context.declare_function(builder.module, found.description)
-    status, _ = context.call_conv.call_function(
+    return context.call_conv.call_function(
         builder, callee, signature.return_type, signature.args, arguments,
         attrs=("alwaysinline" if merged else "noinline",),
     )  # fmt: skip
-    return status
 
 
 def _lowered(context, function, signature):
@@ -83,11 +81,11 @@ def _link(part, library):
 def _part(choose, merged):
     @intrinsic
     def part(typingctx, *arguments):
-        function = choose(*arguments)
+        function, within = choose(*arguments), types.void(*arguments)
 
         def codegen(context, builder, sig, args):
             values = cgutils.unpack_tuple(builder, args[0])
-            status = call_within(context, builder, function, arguments, values, merged)
+            status, _ = call_within(context, builder, function, within, values, merged)
             with cgutils.if_unlikely(builder, status.is_error):
                 context.call_conv.return_status_propagate(builder, status)
             return context.get_dummy_value()

@@ -38,13 +38,20 @@ def _nested():
 
 
 def run(driver, shared, *arguments):
-    """Run a driver, by threads if it is to be shared and this process and moment allow it."""
+    """Run a driver, by threads if it is to be shared and this process and moment allow it.
+
+    MemoryError is raised where there is not enough.
+    """
     if shared and not _forked and not _nested() and not _region.locked():
         # An interrupt between `acquire` and a `try` would keep the lock taken for good; entering a
         # `with` is not interrupted. Of two threads that come at once one waits for the other.
         with _region:
-            return driver(team(), *arguments)
-    return driver(0, *arguments)
+            enough = driver(team(), *arguments)
+    else:
+        enough = driver(0, *arguments)
+    if not enough:
+        msg = "there is no memory for the workspace of a kernel"
+        raise MemoryError(msg)
 
 
 def count():

@@ -23,7 +23,6 @@ _TEAM = ir.FunctionType(I64, [I64, I64, I64])
 _FLAG = ir.IntType(8)
 # The next item of a worker's share comes first in it; no other share is in its cache line.
 _SHARE = ir.ArrayType(I64, 16)
-_NO_MEMORY = "no memory for the workspace of a kernel"
 
 
 @intrinsic
@@ -129,9 +128,9 @@ def parallel_for(function):
     """Return what calls ``function(begin, end, *arguments)`` for all items of a step.
 
     Its arguments are the team, the number of items, and those of the function. The team is the
-    address of the function of that name, whose threads do some of the items at a time, or 0. An
-    exception ends the part that it comes from and is raised as MemoryError, for there is nothing
-    else that can go wrong in a kernel.
+    address of the function of that name, whose threads do some of the items at a time, or 0. It
+    returns whether all of them were done: the function returns False, and does nothing, where there
+    is no memory for what it needs.
     """
 
     @intrinsic
@@ -154,13 +153,10 @@ def parallel_for(function):
                 with parallel:
                     at = builder.inttoptr(team, _TEAM.as_pointer())
                     builder.call(at, [builder.ptrtoint(task, I64), address, items])
-            failed = cgutils.as_bool_bit(builder, builder.load(_field(builder, place, 0)))
-            with cgutils.if_unlikely(builder, failed):
-                context.call_conv.return_user_exc(builder, MemoryError, (_NO_MEMORY,))
-            return context.get_dummy_value()
+            return cgutils.is_null(builder, builder.load(_field(builder, place, 0)))
 
         rest = types.StarArgTuple.from_types(arguments)
-        return types.void(types.int64, types.int64, rest), codegen
+        return types.boolean(types.int64, types.int64, rest), codegen
 
     return loop
 
@@ -178,9 +174,11 @@ def _emit_task(context, builder, shared, function, kinds):
     address, begin, end = task.args
     place = builder.inttoptr(address, shared.as_pointer())
     values = [builder.load(_field(builder, place, i)) for i in range(1, len(kinds) + 1)]
-    kinds = (types.int64, types.int64, *kinds)
-    status = call_within(context, builder, function, kinds, [begin, end, *values])
-    with cgutils.if_unlikely(builder, status.is_error):
+    within = types.boolean(types.int64, types.int64, *kinds)
+    status, done = call_within(context, builder, function, within, [begin, end, *values])
+    # An exception is one of Numba's checks of indices, where they are switched on.
+    failed = builder.or_(status.is_error, cgutils.is_null(builder, done))
+    with cgutils.if_unlikely(builder, failed):
         builder.store(_FLAG(1), _field(builder, place, 0))
     builder.ret_void()
     return task
