@@ -105,7 +105,9 @@ void bn_run(kernel *run, job *j, int64_t items, int threads, double *work, int64
     if (threads > 1 && items > 1) {
         if (threads > items)
             threads = (int)items;
-        share shares[MOST_THREADS];
+        /* One for each thread that takes part: MOST_THREADS would take 128 KiB, and the stack of a
+           thread of the caller's may have less. */
+        share shares[threads];
         for (int k = 0; k < threads; k++)
             shares[k][0] = k * items / threads;
 #pragma omp parallel num_threads(threads)
