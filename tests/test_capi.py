@@ -256,6 +256,45 @@ def test_a_library_can_be_closed_after_it_has_started_threads(name, tmp_path):
     run(binary, path, env={"BNNUMBA_PYTHON_ENV": sys.prefix})
 
 
+@pytest.mark.slow
+@needs("cc")
+@pytest.mark.parametrize(("linked", "opened"), [LIBRARIES, LIBRARIES[::-1]])
+def test_a_library_calls_itself_in_a_program_that_has_the_other(linked, opened, tmp_path):
+    source, binary = tmp_path / "both.c", tmp_path / "both"
+    source.write_text(r"""
+        #include <bnnumba.h>
+        #include <dlfcn.h>
+        #include <string.h>
+
+        typedef bnnumba_status moments(bnnumba_dtype, bnnumba_layout, int64_t, int64_t, int64_t,
+                                       const void *, int64_t *, double *, double *);
+
+        static int wrong(moments *call)
+        {
+            float x[6] = {1, 2, 3, 4, 5, 6};
+            double mean[3], m2[3];
+            return call(BNNUMBA_FLOAT32, BNNUMBA_NCS, 2, 3, 1, x, NULL, mean, m2)
+                || mean[0] != 2.5 || m2[2] != 4.5;
+        }
+
+        int main(int count, char **arguments)
+        {
+            moments *call;
+            void *library = count > 1 ? dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL) : NULL;
+            void *symbol = library ? dlsym(library, "bnnumba_moments") : NULL;
+            if (!symbol)
+                return 2;
+            memcpy(&call, &symbol, sizeof call);
+            if (wrong(call))
+                return 3;
+            return call == bnnumba_moments || wrong(bnnumba_moments) ? 4 : 0;
+        }
+    """)
+    path = build(opened)
+    run("cc", *C99, source, "-o", binary, *link(linked), "-ldl")
+    run(binary, path, env={"BNNUMBA_PYTHON_ENV": sys.prefix})
+
+
 @needs("cmake")
 @pytest.mark.parametrize(
     ("installed", "wanted", "fits"),
