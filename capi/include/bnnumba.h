@@ -147,6 +147,10 @@ bnnumba_status bnnumba_init(void);
  * several, inside an OpenMP parallel region, and in a child that was forked after the library had
  * been loaded (OpenMP's runtime does not survive a fork; exec brings it back).
  *
+ * For each thread that has made a large call, OpenMP keeps `threads` - 1 others until it ends.
+ * Where many threads call, let them use 1, or make large calls from one of them: if a thread cannot
+ * be started, GNU's OpenMP ends the process.
+ *
  * Returns BNNUMBA_OK, or BNNUMBA_ERROR_ARGUMENT if `threads` is negative.
  */
 bnnumba_status bnnumba_set_num_threads(int threads);
