@@ -301,15 +301,23 @@ def test_a_library_calls_itself_in_a_program_that_has_the_other(linked, opened, 
     [
         ("0.1.0", "", True), ("0.1.0", "0.1", True), ("0.1.0", "0.2", False),
         ("0.1.0", "1.0", False), ("1.2.0", "0.1", False), ("1.2.0", "1.1", True),
+        ("0.2.0", "0.1...0.2", True), ("0.2.0", "0.1...<0.2", False), ("0.1.9", "0.1...<0.2", True),
+        ("0.2.1", "0.1...0.2", False),
     ],
 )  # fmt: skip
 def test_cmake_takes_a_version_of_the_same_major_number(installed, wanted, fits, tmp_path):
     file = (CAPI / "cmake" / "bnnumba-config-version.cmake.in").read_text()
+    lowest, is_range, highest = wanted.partition("...")
     major = f'set(PACKAGE_FIND_VERSION_MAJOR "{wanted.split(".")[0]}")' if wanted else ""
+    upper = f"""
+        set(PACKAGE_FIND_VERSION_MAX "{highest.removeprefix("<")}")
+        set(PACKAGE_FIND_VERSION_RANGE_MAX {"EXCLUDE" if highest.startswith("<") else "INCLUDE"})
+    """
     script = tmp_path / "script.cmake"
     script.write_text(f"""
-        set(PACKAGE_FIND_VERSION "{wanted}")
+        set(PACKAGE_FIND_VERSION "{lowest}")
         {major}
+        {upper if is_range else ""}
         {file.replace("@VERSION@", installed)}
         message("compatible: ${{PACKAGE_VERSION_COMPATIBLE}}")
     """)
@@ -447,6 +455,14 @@ def test_an_installed_library_is_found_by_pkg_config_and_cmake(tmp_path):
         target_link_libraries(app bnnumba::bnnumba m)
         if(NOT TARGET bnnumba::embed)
           message(FATAL_ERROR "no bnnumba::embed")
+        endif()
+        find_package(bnnumba REQUIRED COMPONENTS bnnumba embed OPTIONAL_COMPONENTS fortran)
+        if(NOT bnnumba_embed_FOUND OR bnnumba_fortran_FOUND)
+          message(FATAL_ERROR "found: ${{bnnumba_embed_FOUND}}, ${{bnnumba_fortran_FOUND}}")
+        endif()
+        find_package(bnnumba COMPONENTS fortran)
+        if(bnnumba_FOUND)
+          message(FATAL_ERROR "there is no component fortran")
         endif()
     """)
     run("cmake", "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={prefix}")
