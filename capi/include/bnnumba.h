@@ -403,8 +403,8 @@ bnnumba_status bnnumba_running_add(bnnumba_running *handle, int64_t c, int64_t c
 bnnumba_status bnnumba_running_merge(bnnumba_running *handle, bnnumba_running *other);
 
 /*
- * Read the moments so far. All outputs are optional; the last two have as many elements as the
- * handle has channels.
+ * Read the moments so far. All outputs are optional and must not overlap each other; the last two
+ * have as many elements as the handle has channels.
  */
 bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_out,
                                     int64_t *count_out, double *mean_out, double *m2_out);
@@ -415,7 +415,7 @@ bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_o
  *
  *     buffer     optional: NULL asks for the size only
  *     capacity   bytes in `buffer`
- *     size_out   bytes written, or needed: also where `capacity` is too small
+ *     size_out   bytes written, or needed: also where `capacity` is too small; not in `buffer`
  */
 bnnumba_status bnnumba_running_save(bnnumba_running *handle, void *buffer, size_t capacity,
                                     size_t *size_out);

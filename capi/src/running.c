@@ -199,6 +199,7 @@ bnnumba_status bnnumba_running_merge(bnnumba_running *handle, bnnumba_running *o
 bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_out,
                                     int64_t *count_out, double *mean_out, double *m2_out)
 {
+    spans all = {.count = 0};
     slot *found;
     TRY(bn_check_pointer("channels_out", channels_out, 1, 8, 1));
     TRY(bn_check_pointer("count_out", count_out, 1, 8, 1));
@@ -206,6 +207,13 @@ bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_o
     TRY(bn_check_pointer("m2_out", m2_out, 1, 8, 1));
     bn_lock();
     bnnumba_status status = find("handle", handle, &found);
+    if (status == BNNUMBA_OK) {
+        bn_add_span(&all, "channels_out", channels_out, 8, 1);
+        bn_add_span(&all, "count_out", count_out, 8, 1);
+        bn_add_span(&all, "mean_out", mean_out, 8 * found->c, 1);
+        bn_add_span(&all, "m2_out", m2_out, 8 * found->c, 1);
+        status = bn_check_overlap(&all);
+    }
     if (status == BNNUMBA_OK) {
         size_t bytes = (size_t)found->c * 8;
         if (channels_out)
@@ -268,12 +276,19 @@ static void write_state(const slot *from, unsigned char *to)
 bnnumba_status bnnumba_running_save(bnnumba_running *handle, void *buffer, size_t capacity,
                                     size_t *size_out)
 {
+    spans all = {.count = 0};
     slot *found;
+    size_t size = 0;
     TRY(bn_check_pointer("size_out", size_out, 1, sizeof(size_t), 0));
     bn_lock();
     bnnumba_status status = find("handle", handle, &found);
     if (status == BNNUMBA_OK) {
-        size_t size = FRAME + (size_t)found->c * 24;
+        size = FRAME + (size_t)found->c * 24;
+        bn_add_span(&all, "buffer", buffer, (int64_t)(capacity < size ? capacity : size), 1);
+        bn_add_span(&all, "size_out", size_out, sizeof *size_out, 1);
+        status = bn_check_overlap(&all);
+    }
+    if (status == BNNUMBA_OK) {
         *size_out = size;
         if (buffer && capacity < size)
             status = bn_fail(BNNUMBA_ERROR_ARGUMENT, "capacity: expected at least %zu bytes, got %zu",
