@@ -143,6 +143,14 @@ def test_both_libraries_export_the_same_and_nothing_else():
     assert _exported("bnnumba") == _exported("bnnumba_embed") == sorted(declared)
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other CPUs need no fence")
+@needs("objdump")
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_there_is_a_fence_for_streamed_results(name):
+    # What it is for happens too seldom to be seen: another thread, told of a result, that reads it.
+    assert re.search(r"\bsfence\b", run("objdump", "-d", build(name)).stdout)
+
+
 @needs("cc")
 def test_the_library_is_small_and_loads_at_once():
     path = build()
