@@ -1,4 +1,5 @@
 # find_package(bnnumba) gives the targets bnnumba::bnnumba, and bnnumba::embed where it is installed.
+# Both are components as well: find_package(bnnumba COMPONENTS embed) fails where that one is not.
 get_filename_component(_bnnumba_lib "${CMAKE_CURRENT_LIST_DIR}/../.." ABSOLUTE)
 get_filename_component(_bnnumba_prefix "${_bnnumba_lib}/.." ABSOLUTE)
 
@@ -19,3 +20,15 @@ if(NOT TARGET bnnumba::bnnumba)
   set(bnnumba_FOUND FALSE)
   set(bnnumba_NOT_FOUND_MESSAGE "${_bnnumba_lib}/libbnnumba.so is missing")
 endif()
+
+foreach(_bnnumba_name ${bnnumba_FIND_COMPONENTS})
+  if(TARGET "bnnumba::${_bnnumba_name}")
+    set("bnnumba_${_bnnumba_name}_FOUND" TRUE)
+  else()
+    set("bnnumba_${_bnnumba_name}_FOUND" FALSE)
+    if(bnnumba_FIND_REQUIRED_${_bnnumba_name})
+      set(bnnumba_FOUND FALSE)
+      set(bnnumba_NOT_FOUND_MESSAGE "there is no component ${_bnnumba_name} in ${_bnnumba_lib}")
+    endif()
+  endif()
+endforeach()

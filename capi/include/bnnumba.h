@@ -147,6 +147,10 @@ bnnumba_status bnnumba_init(void);
  * several, inside an OpenMP parallel region, and in a child that was forked after the library had
  * been loaded (OpenMP's runtime does not survive a fork; exec brings it back).
  *
+ * For each thread that has made a large call, OpenMP keeps `threads` - 1 others until it ends.
+ * Where many threads call, let them use 1, or make large calls from one of them: if a thread cannot
+ * be started, GNU's OpenMP ends the process.
+ *
  * Returns BNNUMBA_OK, or BNNUMBA_ERROR_ARGUMENT if `threads` is negative.
  */
 bnnumba_status bnnumba_set_num_threads(int threads);
@@ -399,8 +403,8 @@ bnnumba_status bnnumba_running_add(bnnumba_running *handle, int64_t c, int64_t c
 bnnumba_status bnnumba_running_merge(bnnumba_running *handle, bnnumba_running *other);
 
 /*
- * Read the moments so far. All outputs are optional; the last two have as many elements as the
- * handle has channels.
+ * Read the moments so far. All outputs are optional and must not overlap each other; the last two
+ * have as many elements as the handle has channels.
  */
 bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_out,
                                     int64_t *count_out, double *mean_out, double *m2_out);
@@ -411,7 +415,7 @@ bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_o
  *
  *     buffer     optional: NULL asks for the size only
  *     capacity   bytes in `buffer`
- *     size_out   bytes written, or needed: also where `capacity` is too small
+ *     size_out   bytes written, or needed: also where `capacity` is too small; not in `buffer`
  */
 bnnumba_status bnnumba_running_save(bnnumba_running *handle, void *buffer, size_t capacity,
                                     size_t *size_out);

@@ -39,7 +39,9 @@ bnnumba_status bn_moments_of(const batch *b, const data *x, int64_t *count_out, 
     } else {
         TRY(bn_reserve(&w, 4 * c));
         double *stats = bn_take(&w, 4 * c);
-        bnnumba_status status = bn_collect(b, x, 0.0, stats);
+        /* Nobody sees invstd. An eps of 0 would divide by zero, in constant channels and in lanes
+           of vectors behind the last channel, and end programs that trap that. */
+        bnnumba_status status = bn_collect(b, x, 1.0, stats);
         if (status == BNNUMBA_OK) {
             memcpy(mean_out, stats, (size_t)c * 8);
             memcpy(m2_out, stats + c, (size_t)c * 8);

@@ -12,6 +12,7 @@
  */
 typedef struct slot {
     uint32_t generation; /* odd while the slot is in use */
+    uint32_t next;       /* of a free slot: the next free one, slot_count behind the last */
     int64_t c, count;
     double *mean, *m2, *rest; /* one allocation; what rounding leaves of the mean is in `rest` */
 } slot;
@@ -19,6 +20,7 @@ typedef struct slot {
 enum { SLOT_BITS = 24 };
 static slot *slots;
 static uint32_t slot_count;
+static uint32_t first_free; /* of a list: a search would take longer the more handles there are */
 
 static bnnumba_status find(const char *name, const bnnumba_running *handle, slot **slot_out)
 {
@@ -36,21 +38,18 @@ static bnnumba_status find(const char *name, const bnnumba_running *handle, slot
     return BNNUMBA_OK;
 }
 
-/* Return the index of a free slot, or slot_count if there is no memory for one. */
-static uint32_t free_slot(void)
+/* Make more slots where none is free, which are then the list. Return whether there is memory. */
+static int add_slots(void)
 {
-    for (uint32_t i = 0; i < slot_count; i++)
-        if (!(slots[i].generation & 1))
-            return i;
     uint32_t more = slot_count ? 2 * slot_count : 16;
     slot *grown = more >> SLOT_BITS ? NULL : realloc(slots, more * sizeof *slots);
     if (!grown)
-        return slot_count;
-    memset(grown + slot_count, 0, (more - slot_count) * sizeof *slots);
-    uint32_t found = slot_count;
+        return 0;
+    for (uint32_t i = slot_count; i < more; i++)
+        grown[i] = (slot){.next = i + 1};
     slots = grown;
     slot_count = more;
-    return found;
+    return 1;
 }
 
 /* Make a handle from moments that are checked, 3 * c numbers; NULL stands for none. */
@@ -64,15 +63,16 @@ static bnnumba_status make(int64_t c, int64_t count, const double *from,
     if (from)
         memcpy(numbers, from, (size_t)c * 24);
     bn_lock();
-    uint32_t index = free_slot();
-    if (index == slot_count) {
+    if (first_free == slot_count && !add_slots()) {
         bn_unlock();
         free(numbers);
         return bn_fail(BNNUMBA_ERROR_MEMORY, "cannot allocate a handle beside %lu others",
                        (unsigned long)slot_count);
     }
+    uint32_t index = first_free;
     slot *made = &slots[index];
-    *made = (slot){made->generation + 1, c, count, numbers, numbers + c, numbers + 2 * c};
+    first_free = made->next;
+    *made = (slot){made->generation + 1, 0, c, count, numbers, numbers + c, numbers + 2 * c};
     uint64_t id = (uint64_t)made->generation << SLOT_BITS | index;
     bn_unlock();
     *handle_out = (bnnumba_running *)(uintptr_t)id;
@@ -96,7 +96,8 @@ bnnumba_status bnnumba_running_destroy(bnnumba_running *handle)
     bnnumba_status status = find("handle", handle, &found);
     if (status == BNNUMBA_OK) {
         free(found->mean);
-        *found = (slot){.generation = found->generation + 1};
+        *found = (slot){.generation = found->generation + 1, .next = first_free};
+        first_free = (uint32_t)(found - slots);
     }
     bn_unlock();
     return status;
@@ -198,6 +199,7 @@ bnnumba_status bnnumba_running_merge(bnnumba_running *handle, bnnumba_running *o
 bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_out,
                                     int64_t *count_out, double *mean_out, double *m2_out)
 {
+    spans all = {.count = 0};
     slot *found;
     TRY(bn_check_pointer("channels_out", channels_out, 1, 8, 1));
     TRY(bn_check_pointer("count_out", count_out, 1, 8, 1));
@@ -205,6 +207,13 @@ bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_o
     TRY(bn_check_pointer("m2_out", m2_out, 1, 8, 1));
     bn_lock();
     bnnumba_status status = find("handle", handle, &found);
+    if (status == BNNUMBA_OK) {
+        bn_add_span(&all, "channels_out", channels_out, 8, 1);
+        bn_add_span(&all, "count_out", count_out, 8, 1);
+        bn_add_span(&all, "mean_out", mean_out, 8 * found->c, 1);
+        bn_add_span(&all, "m2_out", m2_out, 8 * found->c, 1);
+        status = bn_check_overlap(&all);
+    }
     if (status == BNNUMBA_OK) {
         size_t bytes = (size_t)found->c * 8;
         if (channels_out)
@@ -267,12 +276,19 @@ static void write_state(const slot *from, unsigned char *to)
 bnnumba_status bnnumba_running_save(bnnumba_running *handle, void *buffer, size_t capacity,
                                     size_t *size_out)
 {
+    spans all = {.count = 0};
     slot *found;
+    size_t size = 0;
     TRY(bn_check_pointer("size_out", size_out, 1, sizeof(size_t), 0));
     bn_lock();
     bnnumba_status status = find("handle", handle, &found);
     if (status == BNNUMBA_OK) {
-        size_t size = FRAME + (size_t)found->c * 24;
+        size = FRAME + (size_t)found->c * 24;
+        bn_add_span(&all, "buffer", buffer, (int64_t)(capacity < size ? capacity : size), 1);
+        bn_add_span(&all, "size_out", size_out, sizeof *size_out, 1);
+        status = bn_check_overlap(&all);
+    }
+    if (status == BNNUMBA_OK) {
         *size_out = size;
         if (buffer && capacity < size)
             status = bn_fail(BNNUMBA_ERROR_ARGUMENT, "capacity: expected at least %zu bytes, got %zu",

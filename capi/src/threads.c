@@ -4,6 +4,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
 #include "internal.h"
 
@@ -76,6 +79,20 @@ void bn_leave(int threads)
         __atomic_store_n(&region_taken, 0, __ATOMIC_RELEASE);
 }
 
+/*
+ * Order what this thread has streamed before what it does next. On x86 neither a release store nor
+ * a return does: a thread that the caller tells of the result could read what stood there before.
+ */
+static void order_streamed(const job *j)
+{
+#if defined(__x86_64__)
+    if (j->streaming)
+        _mm_sfence();
+#else
+    (void)j;
+#endif
+}
+
 #ifdef _OPENMP
 /* The next item of a thread's share comes first in it; no other share is in its cache line. */
 typedef int64_t share[16];
@@ -96,6 +113,7 @@ static void work_in_team(kernel *run, job *j, int64_t items, int threads, share 
                 run(begin, begin + part < end ? begin + part : end, j, work);
         }
     }
+    order_streamed(j);
 }
 #endif
 
@@ -105,7 +123,9 @@ void bn_run(kernel *run, job *j, int64_t items, int threads, double *work, int64
     if (threads > 1 && items > 1) {
         if (threads > items)
             threads = (int)items;
-        share shares[MOST_THREADS];
+        /* One for each thread that takes part: MOST_THREADS would take 128 KiB, and the stack of a
+           thread of the caller's may have less. */
+        share shares[threads];
         for (int k = 0; k < threads; k++)
             shares[k][0] = k * items / threads;
 #pragma omp parallel num_threads(threads)
@@ -116,4 +136,5 @@ void bn_run(kernel *run, job *j, int64_t items, int threads, double *work, int64
     (void)threads;
     (void)stride;
     run(0, items, j, work);
+    order_streamed(j);
 }

@@ -47,15 +47,32 @@ static void named(void)
     CHECK_OK(bnnumba_running_destroy(two));
 }
 
+/* Handles that are made and destroyed in any order stay apart, and their places are used again. */
 static void many(void)
 {
-    enum { MANY = 1000 };
+    enum { MANY = 1000, STEP = 389, ROUNDS = 5 }; /* the step leads to all of them, in odd order */
     bnnumba_running *handles[MANY];
     for (int64_t i = 0; i < MANY; i++)
         CHECK_OK(bnnumba_running_create(i, &handles[i]));
-    for (int64_t i = 0; i < MANY; i++) {
-        CHECK_OK(bnnumba_running_read(handles[i], &channels, &count, NULL, NULL));
-        CHECK(channels == i && count == 0);
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int64_t k = 0; k < MANY / 2; k++) {
+            int64_t i = (round + k * STEP) % MANY;
+            CHECK_OK(bnnumba_running_destroy(handles[i]));
+            if (k % 3) { /* some at once, the others with many free places around */
+                CHECK_OK(bnnumba_running_create(i, &handles[i]));
+                continue;
+            }
+            CHECK_ERROR(BNNUMBA_ERROR_HANDLE, "handle", bnnumba_running_destroy(handles[i]));
+            handles[i] = NULL;
+        }
+        for (int64_t i = MANY - 1; i >= 0; i--)
+            if (!handles[i])
+                CHECK_OK(bnnumba_running_create(i, &handles[i]));
+        for (int64_t i = 0; i < MANY; i++) {
+            CHECK_OK(bnnumba_running_read(handles[i], &channels, &count, NULL, NULL));
+            CHECK(channels == i && count == 0);
+            CHECK(((uintptr_t)handles[i] & 0xffffff) < MANY); /* its place: the lower 24 bits */
+        }
     }
     for (int i = 0; i < MANY; i++)
         CHECK_OK(bnnumba_running_destroy(handles[i]));

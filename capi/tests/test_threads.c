@@ -1,5 +1,6 @@
-/* The first call of many threads at once, errors per thread, and a handle shared by threads. */
+/* Many threads at once, from the first call on; a handle shared by them; one with a small stack. */
 
+#include <limits.h>
 #include <pthread.h>
 
 #include "check.h"
@@ -42,6 +43,32 @@ static void *work(void *argument)
     return NULL;
 }
 
+static void *large_call(void *moments_out)
+{
+    double *moments = moments_out;
+    CHECK_OK(bnnumba_moments(BNNUMBA_FLOAT32, BNNUMBA_NSC, ROWS, C, 1, x, NULL, moments,
+                             moments + C));
+    return NULL;
+}
+
+/* The kernels have been called before: those of libbnnumba_embed are compiled on a larger stack. */
+static void small_stack(void)
+{
+    enum { SMALL = 64 * 1024 };
+    pthread_attr_t attributes;
+    pthread_t thread;
+    double moments[2 * C] = {0};
+    CHECK(!pthread_attr_init(&attributes));
+    CHECK(!pthread_attr_setstacksize(&attributes,
+                                     SMALL < PTHREAD_STACK_MIN ? PTHREAD_STACK_MIN : SMALL));
+    CHECK_OK(bnnumba_set_num_threads(2));
+    CHECK(!pthread_create(&thread, &attributes, large_call, moments));
+    CHECK(!pthread_join(thread, NULL));
+    CHECK(!memcmp(moments, expected, sizeof moments));
+    CHECK_OK(bnnumba_set_num_threads(0));
+    pthread_attr_destroy(&attributes);
+}
+
 int main(void)
 {
     pthread_t threads[THREADS];
@@ -69,6 +96,7 @@ int main(void)
     CHECK_OK(bnnumba_moments(BNNUMBA_FLOAT32, BNNUMBA_NSC, ROWS, C, 1, x, NULL, once, m2));
     CHECK(!memcmp(once, expected, sizeof once));
     CHECK_OK(bnnumba_set_num_threads(0));
+    small_stack();
     CHECK_OK(bnnumba_running_destroy(shared));
     free(x);
     return 0;
