@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
+from .compiling import fork_waits_for
 from .dispatch import Array
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .results import Moments, check_moments
@@ -21,10 +21,7 @@ __all__ = ["Moments", "RunningMoments", "check_features", "moments"]
 # Merges are short: one lock for all streams, which a fork can wait for. A signal handler may merge
 # while its own thread does.
 _lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-    )
+fork_waits_for(_lock)
 
 
 class _Locked(contextlib.ContextDecorator):

@@ -148,6 +148,65 @@ def test_no_interrupt_keeps_threads_from_later_calls():
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("lock", ["compiling.compiler_lock", "moments._lock"])
+def test_an_interrupt_while_a_fork_waits_is_raised_after_it(lock):
+    code = """
+    import importlib
+    import os
+    import signal
+    import sys
+    import threading
+    import time
+
+    import numpy as np
+
+    import bnnumba as bn
+
+    module, name = sys.argv[1].split(".")
+    lock = getattr(importlib.import_module(f"bnnumba.{module}"), name)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    parent, taken = os.getpid(), threading.Event()
+
+    def hold():
+        with lock:
+            taken.set()
+            time.sleep(0.1)
+            os.kill(parent, signal.SIGINT)
+            time.sleep(0.1)
+
+    for _ in range(3):
+        thread = threading.Thread(target=hold)
+        thread.start()
+        taken.wait()
+        taken.clear()
+        reader, writer = os.pipe()
+        interrupted = False
+        try:
+            os.fork()
+            list(range(9))
+        except KeyboardInterrupt:
+            interrupted = True
+        if os.getpid() != parent:
+            signal.alarm(60)
+            running = bn.RunningMoments(2)
+            running.update(np.ones((3, 2)))
+            os.write(writer, f"{interrupted:d} {running.count}".encode())
+            os._exit(0)
+        assert interrupted and not lock._is_owned()
+        os.close(writer)
+        assert os.read(reader, 9) == b"0 3"
+        assert os.wait()[1] == 0
+        thread.join()
+    child = os.fork()  # once more, and nothing is raised
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    """
+    process = run_python(code, lock)
+    assert not process.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_real_interrupt_is_raised_and_the_process_goes_on():
