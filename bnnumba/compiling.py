@@ -1,25 +1,31 @@
 """Who compiles, or loads compiled code: one thread at a time, and a fork waits for it."""
 
+import atexit
 import contextlib
 import ctypes
 import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
+from numba.core import entrypoints
 from numba.core.compiler_lock import global_compiler_lock
 
 from .errors import BackendError
 
-__all__ = ["compiler_lock", "compiling", "fork_waits_for"]
+__all__ = ["apart", "compiler_lock", "compiling", "fork_waits_for"]
 
 # Numba's own. Its methods around it are written in Python: an interrupt there leaves it taken.
 compiler_lock = global_compiler_lock._lock
 
 # The thread that is at it.
 _compiler: int | None = None
+
+# The threads that `apart` has started.
+_apart: set[threading.Thread] = set()
 
 
 def fork_waits_for(lock: Any) -> None:
@@ -77,6 +83,56 @@ if hasattr(os, "register_at_fork"):
         before=functools.partial(setattr, _raised_in, "value", 0),
         after_in_parent=functools.partial(_raise, _raised_in, _raised),
     )
+
+
+def apart(function: Callable, *arguments: Any) -> Any:
+    """Call what compiles, or loads compiled code, where no Ctrl-C can end it halfway.
+
+    Numba does not recover from that: later compilations fail, or other threads wait for good.
+    Python handles signals in the main thread, so that another one is started here. It goes on after
+    an interrupt, and whoever compiles next waits for it. So may a handler that calls.
+    """
+    # Another thread would wait for the lock where this one has it, which is what is asked here.
+    main = threading.current_thread() is threading.main_thread()
+    if not main or global_compiler_lock.is_locked():
+        return function(*arguments)
+    # Numba imports its extensions, and would there wait for one that this thread is importing.
+    entrypoints.init_all()
+    outcome: SimpleQueue = SimpleQueue()
+
+    def work() -> None:
+        thread = threading.current_thread()
+        _apart.add(thread)
+        try:
+            outcome.put((function(*arguments), None))
+        except BaseException as error:
+            outcome.put((None, error))
+        finally:
+            _apart.discard(thread)
+
+    thread = threading.Thread(target=work, name="bnnumba compiles", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # there are too many, or the interpreter is about to end
+        return function(*arguments)
+    # Unlike this, `join` may leave a thread that is at work marked as ended when interrupted.
+    result, error = outcome.get()
+    thread.join()
+    if error is not None:
+        raise error
+    return result
+
+
+@atexit.register
+def _end() -> None:
+    """End what an interrupt has left at work: LLVM must not be while the process ends."""
+    threads = list(_apart)
+    for thread in threads:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+        )
+    for thread in threads:
+        thread.join()
 
 
 @contextlib.contextmanager

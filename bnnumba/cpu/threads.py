@@ -5,13 +5,14 @@ uses it, and two regions at once only compete. As results do not depend on it, a
 while another runs in parallel, say from a worker of someone else's pool, runs serially.
 """
 
+import functools
 import os
 import threading
 
 import numba
-from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel as numba_parallel
 
+from ..compiling import apart, compiler_lock
 from .worksharing import team
 
 _region = threading.Lock()
@@ -37,13 +38,18 @@ def _nested():
     return sleep() and isinstance(threading.current_thread(), threading._DummyThread)
 
 
+@functools.cache
+def _team():
+    return apart(team)
+
+
 def run(driver, shared, *arguments):
     """Run a driver, by threads if it is to be shared and this process and moment allow it."""
     if shared and not _forked and not _nested() and not _region.locked():
         # An interrupt between `acquire` and a `try` would keep the lock taken for good; entering a
         # `with` is not interrupted. Of two threads that come at once one waits for the other.
         with _region:
-            return driver(team(), *arguments)
+            return driver(_team(), *arguments)
     return driver(0, *arguments)
 
 
@@ -57,7 +63,7 @@ def count():
         return 1
     if getattr(numba_parallel, "_is_initialized", False):
         return numba_parallel._get_num_threads()
-    with global_compiler_lock:  # which a fork waits for: this starts threads
+    with compiler_lock:  # which a fork waits for: this starts threads
         return numba.get_num_threads()
 
 
