@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from .backend import backend_of
 from .dispatch import Array
 from .errors import BnnumbaTypeError, BnnumbaValueError
+from .forking import fork_waits_for
 from .results import Moments, check_moments
 from .validation import check_integer, check_numbers, check_size, open_data
 
@@ -21,10 +21,7 @@ __all__ = ["Moments", "RunningMoments", "check_features", "moments"]
 # Merges are short: one lock for all streams, which a fork can wait for. A signal handler may merge
 # while its own thread does.
 _lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-    )
+fork_waits_for(_lock)
 
 
 class _Locked(contextlib.ContextDecorator):

@@ -1,13 +1,15 @@
-"""Ctrl-C leaves statistics as they were or as they should become, never half way."""
+"""Ctrl-C leaves statistics as they were or as they should become, and the process able to go on."""
 
 import pathlib
 import sys
+import threading
 
 import numpy as np
 import pytest
 from support import normal, run_python, same_bits
 
 import bnnumba as bn
+from bnnumba.compiling import compiler_lock, compiling, uninterrupted
 
 PACKAGE = str(pathlib.Path(bn.__file__).parent)
 
@@ -171,6 +173,191 @@ def test_no_interrupt_keeps_threads_from_later_calls():
         assert raised > 100, raised
         """
     )
+
+
+def test_what_compiles_is_done_whenever_it_is_interrupted():
+    done = []
+
+    def work(step):
+        with compiling():
+            done.append(step)
+
+    def other_thread():
+        with compiler_lock:
+            done.append("other")
+
+    step, stopped = 0, True
+    while stopped:
+        step += 1
+        stopped = interrupted_at(step, lambda step=step: uninterrupted(work, step))
+        done.clear()
+        uninterrupted(work, 0)
+        thread = threading.Thread(target=other_thread, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert done[-2:] == [0, "other"], f"the lock is kept after {step} instructions"
+    assert step > 20
+
+
+# Each call is the first one of a process, which is forked before it.
+FIRST_CALL = """
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+
+import bnnumba as bn
+from bnnumba.cpu.jit import Strided
+
+def scale(x, y):
+    for i in range(len(x)):
+        y[i] = 2.0 * x[i]
+
+scale, x, y = Strided(scale, ("y",)), np.arange(12.0).reshape(6, 2), np.zeros(6)
+
+def loads():
+    assert bn.moments(x).mean.tolist() == [5.0, 6.0]
+
+def compiles():  # what is not in a file is not cached
+    scale(x[:, 0], y)
+    assert y.tolist() == [0.0, 4.0, 8.0, 12.0, 16.0, 20.0]
+
+def first_call(call, delay):
+    faulthandler.dump_traceback_later(100, exit=True)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    begun, interrupted = time.monotonic(), False
+    try:
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        call()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        interrupted = True
+    took = time.monotonic() - begun
+    call()
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    call()
+    return interrupted, took
+
+def in_a_child(call, delay):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            interrupted, took = first_call(call, delay)
+            os.write(writer, f"{interrupted:d} {took}".encode())
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    os.close(writer)
+    said = os.read(reader, 99).split()
+    assert os.waitpid(child, 0)[1] == 0, delay
+    os.close(reader)
+    return int(said[0]), float(said[1])
+
+call = {"loads": loads, "compiles": compiles}[sys.argv[1]]
+in_a_child(call, 0)
+_, whole = in_a_child(call, 0)
+count = sum(in_a_child(call, whole * i / 12)[0] for i in range(1, 12))
+assert count >= 6, count
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("kind", ["loads", "compiles"])
+def test_calls_after_an_interrupted_first_call(kind):
+    run_python(FIRST_CALL, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_process_that_is_interrupted_while_it_compiles_ends(tmp_path):
+    code = """
+    import signal
+    import time
+
+    import numpy as np
+
+    import bnnumba as bn
+
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    try:
+        bn.batch_norm_training(np.ones((4, 3)))
+        time.sleep(60)  # it was quicker
+    finally:
+        print("interrupted")
+    """
+    process = run_python(code, env={"NUMBA_CACHE_DIR": tmp_path}, check=False)
+    assert process.returncode != 0
+    assert process.stdout == "interrupted\n"
+    assert process.stderr.endswith("\nKeyboardInterrupt\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("lock", ["compiling.compiler_lock", "moments._lock"])
+def test_an_interrupt_while_a_fork_waits_is_raised_after_it(lock):
+    code = """
+    import importlib
+    import os
+    import signal
+    import sys
+    import threading
+    import time
+
+    import numpy as np
+
+    import bnnumba as bn
+
+    module, name = sys.argv[1].split(".")
+    lock = getattr(importlib.import_module(f"bnnumba.{module}"), name)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    parent, taken = os.getpid(), threading.Event()
+
+    def hold():
+        with lock:
+            taken.set()
+            time.sleep(0.1)
+            os.kill(parent, signal.SIGINT)
+            time.sleep(0.1)
+
+    for _ in range(3):
+        thread = threading.Thread(target=hold)
+        thread.start()
+        taken.wait()
+        taken.clear()
+        reader, writer = os.pipe()
+        interrupted = False
+        try:
+            os.fork()
+            list(range(9))
+        except KeyboardInterrupt:
+            interrupted = True
+        if os.getpid() != parent:
+            signal.alarm(60)
+            running = bn.RunningMoments(2)
+            running.update(np.ones((3, 2)))
+            os.write(writer, f"{interrupted:d} {running.count}".encode())
+            os._exit(0)
+        assert interrupted and not lock._is_owned()
+        os.close(writer)
+        assert os.read(reader, 9) == b"0 3"
+        assert os.wait()[1] == 0
+        thread.join()
+    child = os.fork()  # once more, and nothing is raised
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    """
+    process = run_python(code, lock)
+    assert not process.stderr
 
 
 @pytest.mark.slow

@@ -273,7 +273,7 @@ def test_a_fork_while_another_thread_makes_its_first_call(tmp_path, cache, rows,
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
 @pytest.mark.parametrize("delay", [0.005, 0.02, 0.1, 0.3])
-def test_a_signal_handler_that_calls_during_a_first_call_returns(tmp_path, delay):
+def test_a_signal_handler_may_call_during_a_first_call(tmp_path, delay):
     code = """
     import faulthandler
     import signal
@@ -287,11 +287,7 @@ def test_a_signal_handler_that_calls_during_a_first_call_returns(tmp_path, delay
     x, said = np.ones((4, 3), np.float32), []
 
     def handle(*_):
-        try:
-            said.append(bn.moments(x).count)
-        except bn.BackendError as error:
-            assert "signal handler" in str(error)
-            said.append(4)
+        said.append(bn.moments(x).count)
 
     signal.signal(signal.SIGALRM, handle)
     signal.setitimer(signal.ITIMER_REAL, float(sys.argv[1]))

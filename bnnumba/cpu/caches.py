@@ -32,7 +32,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
-from numba.core.compiler_lock import global_compiler_lock
+
+from ..compiling import compiler_lock
 
 __all__ = ["SIZE", "SPILL", "USUAL_L2", "USUAL_SHARE", "ZEN_4_BLOCK", "Caches", "found"]
 
@@ -67,7 +68,7 @@ def _size(index, usual):
 @lru_cache(maxsize=1)  # which takes as long as to normalize a small image
 def found():
     """Return what the steps of this CPU go by."""
-    with global_compiler_lock:  # which a fork waits for: LLVM has a lock of its own
+    with compiler_lock:  # which a fork waits for: LLVM has a lock of its own
         name = llvm.get_host_cpu_name()
     half = _size(2, USUAL_L2) // 2
     if not name.startswith("znver"):

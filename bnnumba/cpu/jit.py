@@ -9,7 +9,7 @@ from numba.core import sigutils
 from numba.core.ccallback import CFunc
 
 from ..code_cache import code_files, forgiving, not_kept, source_stamp
-from ..compiling import compiling
+from ..compiling import compiling, uninterrupted
 from ..errors import BackendError
 
 # nogil: other Python threads run while a kernel works.
@@ -100,6 +100,9 @@ class Strided:
 
     def compile(self, arguments):
         """Compile (or load from the cache) the version that takes these arguments."""
+        return uninterrupted(self._compile, arguments)
+
+    def _compile(self, arguments):
         with compiling():
             signature = tuple(
                 _strided(numba.typeof(argument), written)

@@ -9,9 +9,9 @@ import os
 import threading
 
 import numba
-from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel as numba_parallel
 
+from ..compiling import compiler_lock
 from .worksharing import team
 
 _region = threading.Lock()
@@ -64,7 +64,7 @@ def count():
         return 1
     if getattr(numba_parallel, "_is_initialized", False):
         return numba_parallel._get_num_threads()
-    with global_compiler_lock:  # which a fork waits for: this starts threads
+    with compiler_lock:  # which a fork waits for: this starts threads
         return numba.get_num_threads()
 
 

@@ -11,7 +11,7 @@ from numba import config, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..compiling import compiling
+from ..compiling import compiling, uninterrupted
 from .jit import callback
 from .parts import call_within
 from .simd import I32, I64
@@ -118,8 +118,10 @@ def _team(task, arguments, items):
 @functools.cache
 def team():
     """Return the address of the team, or 0 without the compiler."""
-    if config.DISABLE_JIT:
-        return 0
+    return 0 if config.DISABLE_JIT else uninterrupted(_compiled_team)
+
+
+def _compiled_team():
     with compiling():
         return callback(_team, types.int64(*[types.int64] * 3), parallel=True).address
 
