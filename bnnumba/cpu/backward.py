@@ -134,7 +134,7 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
     begins = (n0 + rows * together, column)
     row, grad = row_at(x, begins), row_at(dy, begins)
     accumulate_gradient_part(row, grad, 0, 0, 1, 0, rest, width, work)
-    sum_columns(work, width, columns, s, together)
+    sum_columns(work, width, columns, s, together, 2)
     for c in range(begin, end, 8):
         total, product = both_levels(work, width, c - begin)
         store_lanes(sum_dy, c, end - c, total)

@@ -186,7 +186,7 @@ def begin_columns(x, row0, rows, column, columns, s, together, width, work):
     for at in range(0, 4 * width, 16):
         store(work, at, zeros_f64x16())
     accumulate_part(row, stride * together, rows, 0, columns * together, width, work)
-    sum_columns(work, width, columns, s, together)
+    sum_columns(work, width, columns, s, together, 1)
     first_columns(work, pivots, columns, s)
     count = splat_f64(float(rows * together * s))
     for at in range(0, columns // s, 8):

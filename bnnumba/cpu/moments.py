@@ -47,8 +47,9 @@ from .sums import (
     sum_columns,
 )
 
-# Rows of a chunk whose mean is the pivot in the rc view: an eighth of them, up to these.
-PIVOT_ROWS = 16
+# What the pivot is the mean of in the rc view: an eighth of a chunk, up to so many values, and rows
+# where those are not taken together.
+PIVOT_VALUES, PIVOT_ROWS = 64, 16
 # Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
 # loaded, added up and stored once for both (rows of 49: 17 % less time, of 196 none).
 PAIRED_ROW = 128
@@ -183,7 +184,10 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
         width = (size + 7) // 8 * 8
         stride = x.strides[0] // x.itemsize * together
         group, reach, stretches = row_group(x, size, columns == x.shape[1], 1)
-        pivot_rows = max(1, min(rows // 8, PIVOT_ROWS))
+        most = (
+            PIVOT_VALUES // (together * s) if together > 1 else min(PIVOT_VALUES // s, PIVOT_ROWS)
+        )
+        pivot_rows = max(1, min(rows // 8, most))
         begin_columns(x, row0, pivot_rows, column, columns, s, together, width, work)
         unshifted = True
         for at in range(0, columns, 8):
@@ -217,7 +221,7 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
         rest = (row1 - row0 - rows * together) * columns
         row = row_at(x, (row0 + rows * together, column))
         accumulate_part(row, 0, 1, 0, rest, width, work)
-        sum_columns(work, width, columns, s, together)
+        sum_columns(work, width, columns, s, together, 2)
         first_columns(work, 4 * width, columns, s)
         values = (row1 - row0) * s
         for c in range(begin, end, 8):

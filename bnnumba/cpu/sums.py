@@ -82,26 +82,23 @@ def both_levels(work, width, at):
 
 
 @part
-def sum_columns(work, width, columns, s, together):
+def sum_columns(work, width, columns, s, together, levels):
     """Add up the sums of the s columns of each channel, and leave them where its number says.
 
     There are as many for each of the rows that were taken together.
     """
-    if together > 1:
-        for level in range(4):
-            stretch = level * width
-            for at in range(0, columns, 8):
-                live = columns - at
-                total = splat_f64(0.0)
-                for k in range(together):
-                    total = total + load_lanes(work, stretch + k * columns + at, live)
-                store_lanes(work, stretch + at, live, total)
+    half = columns * together // 2
+    while half >= columns:  # of a power of two; what comes of vectors that reach beyond is not used
+        for stretch in range(0, 2 * levels * width, width):
+            for at in range(stretch, stretch + half, 8):
+                store(work, at, load_f64(work, at) + load_f64(work, at + half))
+        half //= 2
     if s > 1:
         for c in range(columns // s):
             total = square = splat_f64(0.0)
             for at in range(c * s, c * s + s, 8):
                 live = c * s + s - at
-                for level in range(2):
+                for level in range(levels):
                     part = at + 2 * level * width
                     total = total + load_lanes(work, part, live)
                     square = square + load_lanes(work, part + width, live)
