@@ -5,6 +5,7 @@ What is the same for arrays on the CPU stands in `bnnumba.on_cpu`.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = [
     "alike",
     "apart",
     "dense",
+    "let_follow",
     "output",
     "overlapping",
     "per_channel",
@@ -42,6 +44,13 @@ def same_device(x: Any, **others: Any) -> None:
             raise BnnumbaTypeError(msg)
     for stream in {array.stream for array in given.values()} - {None, x.stream}:
         device(x.device).follow(x.stream or 0, stream)
+
+
+def let_follow(x: Any, *others: Any) -> None:
+    """Let the streams that other arrays name wait for what was done with them on that of x."""
+    streams = {array.stream for array in others if array is not None} - {None, x.stream}
+    for stream in streams:
+        device(x.device).follow(stream, x.stream or 0)
 
 
 def per_channel(library: Any, x: Any, channels: int, **named: Array | None) -> list[Any]:
@@ -131,5 +140,5 @@ def overlapping(a: Any, b: Any) -> bool:
 
 def single(value: float, array: Any) -> float:
     """Return a number as the precision of an array's arithmetic has it."""
-    with np.errstate(over="ignore"):
-        return float(real_of(array.dtype.name).type(value))
+    double = real_of(array.dtype.name) == _DOUBLE
+    return float(value) if double else ctypes.c_float(value).value

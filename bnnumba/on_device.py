@@ -16,6 +16,7 @@ from .device_arguments import (
     alike,
     apart,
     dense,
+    let_follow,
     output,
     overlapping,
     per_channel,
@@ -32,6 +33,7 @@ from .validation import check_running
 
 __all__ = [
     "backward",
+    "collect",
     "differentiate",
     "fold",
     "inference",
@@ -124,6 +126,7 @@ def training(
             for given, new in ((y, target), (mean, new_mean), (var, new_var)):
                 if new is not given:
                     copy_array(call, new, given)
+            let_follow(array, y, scale, shift, mean, var)
             if counter is not None and (mean is not None or var is not None):
                 counter += 1
         else:
@@ -158,6 +161,7 @@ def inference(
             )  # fmt: skip
         if array.size:
             _infer(call, array, axis, y, given, single(eps, array))
+            let_follow(array, y, *given)
     return (y.owner if out is None else out), saved
 
 
@@ -192,6 +196,8 @@ def backward(dy: Any, saved: Any, out: Array | None) -> Gradients:
         saved._backward_work = differentiate(
             call, array, dy, axis, scale, saved._stats, saved.training, dx, dweight, dbias
         )
+        let_follow(array, dy, scale, dx)
+        library.keep_for_stream(saved._stats)  # which may be that of the forward pass no more
     if out is not None and overlapping(dx, array):
         saved._overwritten = True
     return Gradients(dx.owner if out is None else out, dweight.owner, dbias.owner)
@@ -246,6 +252,7 @@ def update_running(
         for given, new in ((mean, new_mean), (var, new_var)):
             if new is not given:
                 copy_array(call, new, given)
+        let_follow(mean, var)
 
 
 def fold(
@@ -279,9 +286,14 @@ def moments(library: Any, array: Any, axis: int) -> Moments:
         return Moments(0, np.zeros(channels), np.zeros(channels))
     call = _call(library, array)
     with call.device:
-        view, (seen,), _ = views(call, axis, None, array)
-        stats = call.empty((4, channels), real_of(array.dtype.name), array)
-        work = gpu.collect_moments(call, view, seen, 0.0, stats)
+        stats, work = collect(call, array, axis)
         found = _moments_of(call, stats, array.size // channels)
         del work  # kept until the kernels are done
         return found
+
+
+def collect(call: Call, array: Any, axis: int) -> tuple[Any, Any]:
+    """Return the stats of each channel, and what must outlive the kernels."""
+    view, (seen,), _ = views(call, axis, None, array)
+    stats = call.empty((4, array.shape[axis]), real_of(array.dtype.name), array)
+    return stats, gpu.collect_moments(call, view, seen, 0.0, stats)

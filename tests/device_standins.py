@@ -116,6 +116,7 @@ class SimulatedTorch(Torch):
         tensor.is_cuda = True
         tensor.get_device = lambda tensor: self.device_of(tensor)
         tensor.cuda = lambda tensor: tensor.clone()
+        tensor.record_stream = lambda tensor, stream: None
         cuda.current_stream = lambda device: Stream(self.handle)
         cuda.synchronize = lambda: None
 

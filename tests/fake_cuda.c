@@ -8,7 +8,7 @@
 typedef int result;
 enum { OK = 0, INVALID = 1, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
-static void *current;
+static void *current, *below;
 static int context, module, function;
 
 static result cuInit(unsigned flags) {
@@ -19,8 +19,19 @@ static result cuGetErrorString(result error, const char **text) { *text = "stand
 static result cuDeviceGet(int *device, int number) { *device = number; return number ? INVALID : OK; }
 static result cuDevicePrimaryCtxRetain(void **found, int device) { *found = &context; return OK; }
 static result cuCtxGetCurrent(void **found) { *found = current; return OK; }
-static result cuCtxPushCurrent(void *new) { printf("push\n"); current = new; return OK; }
-static result cuCtxPopCurrent(void **old) { printf("pop\n"); *old = current; current = NULL; return OK; }
+static result cuCtxSetCurrent(void *new) { printf("set\n"); current = new; return OK; }
+static result cuCtxPushCurrent(void *new) {
+    printf("push\n");
+    below = current;
+    current = new;
+    return OK;
+}
+static result cuCtxPopCurrent(void **old) {
+    printf("pop\n");
+    *old = current;
+    current = below;
+    return OK;
+}
 
 static result cuDeviceGetAttribute(int *value, int attribute, int device) {
     switch (attribute) {
@@ -89,7 +100,7 @@ static result cuStreamSynchronize(void *stream) { printf("wait\n"); return OK; }
 #define ENTRY(name) { #name, (void *)name }
 static const struct { const char *name; void *function; } entries[] = {
     ENTRY(cuInit), ENTRY(cuGetErrorString), ENTRY(cuDeviceGet), ENTRY(cuDevicePrimaryCtxRetain),
-    ENTRY(cuCtxGetCurrent), ENTRY(cuCtxPushCurrent), ENTRY(cuCtxPopCurrent),
+    ENTRY(cuCtxGetCurrent), ENTRY(cuCtxSetCurrent), ENTRY(cuCtxPushCurrent), ENTRY(cuCtxPopCurrent),
     ENTRY(cuDeviceGetAttribute), ENTRY(cuPointerGetAttribute), ENTRY(cuModuleLoadData),
     ENTRY(cuModuleGetFunction), ENTRY(cuFuncSetAttribute), ENTRY(cuLaunchKernel),
     ENTRY(cuMemsetD8Async), ENTRY(cuMemcpyDtoHAsync), ENTRY(cuMemcpyHtoDAsync),

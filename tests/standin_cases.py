@@ -68,7 +68,7 @@ def test_work_goes_to_the_stream_of_the_array(launches, stream, handle):
     assert launches == [handle, handle]
 
 
-def test_the_stream_of_x_waits_for_those_of_the_other_arrays(monkeypatch):
+def test_the_stream_of_x_waits_for_those_of_the_other_arrays_and_they_for_it(monkeypatch):
     followed = []
     monkeypatch.setattr(
         driver._Simulated, "follow", lambda self, stream, other: followed.append((stream, other))
@@ -79,7 +79,11 @@ def test_the_stream_of_x_waits_for_those_of_the_other_arrays(monkeypatch):
     _, saved = bn.batch_norm_training(x, weight, out=out)
     assert followed == []
     bn.batch_norm_backward(dy, saved)
-    assert followed == [(7, 8)]
+    assert followed == [(7, 8), (8, 7)]  # which must not write over dy before it was read
+    followed.clear()
+    out.stream = 9
+    bn.batch_norm_inference(x, weight, weight, out=out)
+    assert followed == [(7, 9), (9, 7)]
 
 
 def test_an_array_that_is_not_aligned_is_an_error():

@@ -57,9 +57,9 @@ def test_a_launch_gets_its_arguments_on_the_stream_of_x_and_in_the_context_of_it
         integers=16, reals=4,
     )  # fmt: skip
     assert [line.split()[0] for line in lines if not line[0].isdigit()] == [
-        "push", "load", "launch", "pop",  # loaded once
-        "push", "launch", "pop",
-        "push", "wait", "pop",  # numbers for the host
+        "set", "load", "launch",  # loaded once
+        "launch",
+        "wait",  # numbers for the host
     ]  # fmt: skip
     addresses = [line.split() for line in lines if line[0].isdigit()]
     launches = [line.split() for line in lines if line.startswith("launch")]
@@ -69,6 +69,24 @@ def test_a_launch_gets_its_arguments_on_the_stream_of_x_and_in_the_context_of_it
         extents = ["8", "64", "16", "512", "64", "512", "64"]  # accesses of four elements
         assert words[9:25] == [*given, *extents, "1", "32"]
         assert [float(word) for word in words[25:]] == pytest.approx([256, 1e-5, 0.25, 255])
+
+
+def test_a_context_that_is_current_is_so_after_a_call(driver):
+    lines = driver(
+        """
+            from cuda.bindings import driver
+            driver.cuInit(0)
+            driver.cuCtxSetCurrent(driver.CUcontext(64))  # of another device
+            for _ in range(2):
+                bn.batch_norm_training(StandIn(np.ones((4, 8, 64), np.float32)))
+            print("current", int(driver.cuCtxGetCurrent()[1]))
+        """,
+        integers=16, reals=4,
+    )  # fmt: skip
+    assert [line.split()[0] for line in lines] == [
+        "set", "push", "load", "launch", "pop", "push", "launch", "pop", "current",
+    ]  # fmt: skip
+    assert lines[-1] == "current 64"
 
 
 def test_much_shared_memory_is_asked_for_once(driver):
@@ -81,7 +99,7 @@ def test_much_shared_memory_is_asked_for_once(driver):
         integers=16, reals=4,
     )  # fmt: skip
     assert [line.split()[0] for line in lines] == [
-        "push", "load", "attribute", "launch", "pop", "push", "launch", "pop",
+        "set", "load", "attribute", "launch", "launch",
     ]  # fmt: skip
     _, name, size = lines[2].split()
     assert name == "8"  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

@@ -24,7 +24,8 @@ class DeviceArray:
     """Memory of a GPU: an address, a shape, strides in bytes and a dtype, and whose it is."""
 
     __slots__ = (
-        "address", "capsule", "device", "dtype", "owner", "shape", "stream", "strides", "writeable",
+        "_shadow", "address", "capsule", "device", "dtype", "owner", "shape", "stream", "strides",
+        "writeable",
     )  # fmt: skip
 
     def __init__(self, owner, address, shape, strides, dtype, device, writeable=True, stream=None):
@@ -36,6 +37,7 @@ class DeviceArray:
         self.device = device
         self.writeable = writeable
         self.stream = stream
+        self._shadow = None
         self.capsule = None  # of DLPack, which nobody takes over: with it the memory may go
 
     @property
@@ -64,8 +66,10 @@ class DeviceArray:
 
     def shadow(self):
         """Return a NumPy array of the same address and strides, not to be read or written."""
-        kind = f"<V{self.dtype.itemsize}"
-        return np.asarray(_Shadow(self.shape, self.strides, kind, self.address))
+        if self._shadow is None:
+            kind = f"<V{self.dtype.itemsize}"
+            self._shadow = np.asarray(_Shadow(self.shape, self.strides, kind, self.address))
+        return self._shadow
 
     def transposed(self, order):
         """Return the array with its axes in another order; its owner keeps theirs."""
@@ -179,6 +183,9 @@ class DeviceLibrary:
         """Return a new array of the shape and dtype of `array`, dense in its order of axes."""
         return self.empty(array.shape, array.dtype, array)
 
+    def keep_for_stream(self, array):
+        """Have the memory of an array of ours kept until the stream to work on is done with it."""
+
     def wrote(self, *arrays):
         """Let the library know that the caller's arrays were written to."""
 
@@ -259,6 +266,9 @@ class _Torch(DeviceLibrary):
 
     def empty_like(self, array):
         return self.enter("out", sys.modules["torch"].empty_like(array.owner))
+
+    def keep_for_stream(self, array):
+        array.owner.record_stream(sys.modules["torch"].cuda.current_stream(array.owner.device))
 
     def wrote(self, *arrays):
         for array in arrays:

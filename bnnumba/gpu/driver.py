@@ -186,10 +186,13 @@ class Device:
 
     def __enter__(self):
         """Make this device's context the current one, unless it is."""
-        current = _check(cuda.cuCtxGetCurrent())
-        self_is_current = int(current) == self._address
-        _entered.depth = [*getattr(_entered, "depth", []), not self_is_current]
-        if not self_is_current:
+        current = int(_check(cuda.cuCtxGetCurrent()))
+        if not current:
+            # It stays, as with CUDA's runtime: results of Numba's could not be freed without one.
+            _check(cuda.cuCtxSetCurrent(self._context))
+        pushes = current not in (0, self._address)
+        _entered.depth = [*getattr(_entered, "depth", []), pushes]
+        if pushes:
             _check(cuda.cuCtxPushCurrent(self._context))
         return self
 
