@@ -200,7 +200,9 @@ def _module(bitcode: bytes, name: str, target_machine):
         if function.is_declaration and re.match(r"_?Py|NRT_|numba", function.name)
     ]
     if foreign:
-        sys.exit(f"{name} would call {', '.join(foreign)}")
+        # Not sys.exit: the pool would wait for good for the process that it ends.
+        msg = f"{name} would call {', '.join(foreign)}"
+        raise RuntimeError(msg)
     return module
 
 

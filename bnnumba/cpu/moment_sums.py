@@ -180,8 +180,8 @@ def begin_columns(x, row0, rows, column, columns, s, together, width, work):
     for at in range(0, columns, 8):
         store(work, pivots + at, load_lanes(row, at, columns - at))
     if s > 1:
-        for at in range(pivots, pivots + columns, s):
-            fill(work, at, s, splat_f64(work[at]))
+        for c in range(columns // s):
+            fill(work, pivots + c * s, s, splat_f64(work[pivots + c * s]))
     repeat_columns(work, pivots, columns, together)
     for at in range(0, 4 * width, 16):
         store(work, at, zeros_f64x16())

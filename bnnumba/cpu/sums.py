@@ -89,8 +89,8 @@ def sum_columns(work, width, columns, s, together, levels):
     """
     half = columns * together // 2
     while half >= columns:  # of a power of two; what comes of vectors that reach beyond is not used
-        for stretch in range(0, 2 * levels * width, width):
-            for at in range(stretch, stretch + half, 8):
+        for stretch in range(2 * levels):
+            for at in range(stretch * width, stretch * width + half, 8):
                 store(work, at, load_f64(work, at) + load_f64(work, at + half))
         half //= 2
     if s > 1:
