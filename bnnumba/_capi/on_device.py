@@ -77,7 +77,7 @@ def _row(name: str, address: int, shape: tuple, dtype: Any, x: DeviceArray) -> A
         place = "of the host" if number is None else f"of GPU {number}"
         msg = f"{name}: expected memory of GPU {x.device}, as x, got an address {place}"
         raise BnnumbaValueError(msg)
-    return _made_known(aligned(name, DeviceArray(None, address, shape, None, dtype, x.device)))
+    return _made_known(DeviceArray(None, address, shape, None, dtype, x.device))
 
 
 class _Arguments:
