@@ -3,6 +3,7 @@
 Not collected by itself: `test_gpu_dispatch.py` runs it in a process with the simulator.
 """
 
+import copy
 import gc
 import inspect
 import weakref
@@ -213,6 +214,12 @@ def test_the_memory_of_both_passes_is_kept_for_a_graph_of_them():
     bn.batch_norm_backward(cuda.to_device(normal((1, 2, 9000))), saved)
     gc.collect()
     assert work() is not None
+
+
+def test_what_a_forward_pass_saved_on_a_gpu_is_not_copied():
+    _, saved = bn.batch_norm_training(StandIn(normal((4, 6, 6))))
+    with pytest.raises(bn.BnnumbaTypeError, match=r"saved: .* on a GPU"):
+        copy.copy(saved)
 
 
 def test_running_statistics_over_the_weight_are_an_error():
