@@ -7,6 +7,7 @@ from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
 
 from .. import cpu
+from ..cpu.integers import maximum
 from ..cpu.jit import inlined
 from ..cpu.memory import REPEATED, emit_array
 from ..cpu.plan import Plan
@@ -147,8 +148,8 @@ def plan_of(job):
     """Return the plan of a job, given its fields as to all that follow."""
     # A step that the compiler knows not to be 0 leaves no path that raises an exception.
     return Plan(
-        job.slabs, job.across, job.slab_rows, job.slab_columns, max(1, job.chunk_rows),
-        max(1, job.chunk_columns), job.block, job.ahead, job.streaming,
+        job.slabs, job.across, job.slab_rows, job.slab_columns, maximum(1, job.chunk_rows),
+        maximum(1, job.chunk_columns), job.block, job.ahead, job.streaming,
     )  # fmt: skip
 
 

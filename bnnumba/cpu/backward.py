@@ -15,6 +15,7 @@ from .gradient_sums import (
     accumulate_gradient_part,
     accumulate_gradient_row,
 )
+from .integers import maximum, minimum
 from .jit import inlined
 from .lanewise import bounded, canonical, fma, rounded
 from .memory import (
@@ -72,7 +73,7 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
             turn = span - (c - begin) * s
             row, grad = row_at(x, (i, c)), row_at(dy, (i, c))
             for first in range(s0, s1, SEGMENT):
-                last = min(s1, first + SEGMENT)
+                last = minimum(s1, first + SEGMENT)
                 accumulate_gradient_row(
                     row, grad, first, last, mean[c], row_ahead, grad_ahead, turn, work, at
                 )
@@ -108,9 +109,9 @@ def reduce_slab_rc(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xmu
             store(work, 4 * width + c - begin, load_lanes(mean, c, end - c))
     repeat_columns(work, 4 * width, columns, together)
     for start in range(0, rows, RUN):
-        stop = min(rows, start + RUN)
+        stop = minimum(rows, start + RUN)
         for first in range(start, stop, group):
-            taken = min(stop - first, group)
+            taken = minimum(stop - first, group)
             begins = (n0 + first * together, column)
             row, grad = row_at(x, begins), row_at(dy, begins)
             at = 0
@@ -212,7 +213,7 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
     """Write dx for ``row[begin:end]``; see `normalize_rows`."""
     step = lanes(row)
     i, edge = begin, s
-    aligned = min(end, begin + unaligned(out, begin))
+    aligned = minimum(end, begin + unaligned(out, begin))
     vc, va = splat(row, coefs[0, c]), splat(row, coefs[1, c])
     vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
     while i < end:
@@ -221,7 +222,7 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
             vc, va = splat(row, coefs[0, c]), splat(row, coefs[1, c])
             vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
         if i >= aligned:
-            last = min(edge, end)
+            last = minimum(edge, end)
             if streaming:
                 while i + step <= last:
                     prefetch(row_ahead, i + reach)
@@ -233,7 +234,7 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
                 i += step
             if i == last:
                 continue
-        live = min(step, (end if i >= aligned else aligned) - i)
+        live = minimum(step, (end if i >= aligned else aligned) - i)
         x = load(row, i) if live == step else load_part(row, i, live)
         dy = load(grad, i) if live == step else load_part(grad, i, live)
         v = fma(dy, va, fma(x - vc, vb, vr))
@@ -253,11 +254,11 @@ def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, ahead, reach):
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     together = adjacent(x) and adjacent(dy) and adjacent(dx)
-    run = max(1, end - begin) if together and s1 - s0 == s else 1
+    run = maximum(1, end - begin) if together and s1 - s0 == s else 1
     for i in range(n0, n1):
         for c in range(begin, end, run):
             row, grad, out = row_at(x, (i, c)), row_at(dy, (i, c)), row_at(dx, (i, c))
-            after = (i, min(c + ahead, x.shape[1] - 1))
+            after = (i, minimum(c + ahead, x.shape[1] - 1))
             row_ahead, grad_ahead = row_at(x, after), row_at(dy, after)
             input_rows(
                 row, grad, out, s0, s1 + (run - 1) * s, c, s, coefs, streaming,
@@ -275,9 +276,9 @@ def input_run(row, grad, out, begin, size, coefs, streaming, reach):
     turn = step % columns
     q = i = begin
     end = begin + size
-    head = min(end, begin + unaligned(out, begin))
+    head = minimum(end, begin + unaligned(out, begin))
     while i < head:
-        part = min(head - i, step)
+        part = minimum(head - i, step)
         v = fma(load_part(row, i, part) - load(centers, q), load(slopes, q), load(rests, q))
         store_part(out, i, part, fma(load_part(grad, i, part), load(factors, q), v))
         i += part
@@ -307,7 +308,7 @@ def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, ahead, reach):
     rows, columns = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
     together = adjacent(x) and adjacent(dy) and adjacent(dx)
-    run = max(1, n1 - n0) if together and end - begin == columns else 1
+    run = maximum(1, n1 - n0) if together and end - begin == columns else 1
     for i in range(n0, n1, run):
         row, grad, out = row_at(x, (i,)), row_at(dy, (i,)), row_at(dx, (i,))
         input_run(row, grad, out, begin, run * (end - begin), coefs, streaming, ahead + reach)

@@ -50,10 +50,13 @@ class _RowModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, dmm.lookup(fe_type.dtype).get_data_type().as_pointer())
 
 
+def _member(context, builder, kind, array, name):
+    """Return a member of an array; Numba's own way would look for subclasses of arrays each time."""
+    return builder.extract_value(array, context.data_model_manager[kind].get_field_position(name))
+
+
 def _data(context, builder, kind, array):
-    if isinstance(kind, Row):
-        return array
-    return context.make_array(kind)(context, builder, array).data
+    return array if isinstance(kind, Row) else _member(context, builder, kind, array, "data")
 
 
 def pointer(context, builder, array_type, array, index, element, count):
@@ -97,12 +100,13 @@ def row_at(typingctx, array, index):
     """Return the row that begins at ``array[index]``, for an index of some axes, not negative."""
 
     def codegen(context, builder, sig, args):
-        view = context.make_array(sig.args[0])(context, builder, args[0])
-        at = builder.ptrtoint(view.data, I64)
+        data = _member(context, builder, sig.args[0], args[0], "data")
+        strides = _member(context, builder, sig.args[0], args[0], "strides")
+        at = builder.ptrtoint(data, I64)
         indices = cgutils.unpack_tuple(builder, args[1])
-        for stride, i in zip(cgutils.unpack_tuple(builder, view.strides), indices, strict=False):
+        for stride, i in zip(cgutils.unpack_tuple(builder, strides), indices, strict=False):
             at = builder.add(at, builder.mul(stride, i))
-        return builder.inttoptr(at, view.data.type)
+        return builder.inttoptr(at, data.type)
 
     return Row(array.dtype)(array, types.UniTuple(types.int64, len(index))), codegen
 
@@ -118,10 +122,11 @@ def shaped(typingctx, like, numbers, first, shape):
 
     def codegen(context, builder, sig, args):
         _, numbers, first, shape = args
-        owner = context.make_array(sig.args[1])(context, builder, numbers)
+        data = _member(context, builder, sig.args[1], numbers, "data")
+        owner = _member(context, builder, sig.args[1], numbers, "meminfo")
         element, _ = storage(kind)
-        at = builder.gep(builder.bitcast(owner.data, element.as_pointer()), [first])
-        array = emit_array(context, builder, kind, at, shape, owner.meminfo)
+        at = builder.gep(builder.bitcast(data, element.as_pointer()), [first])
+        array = emit_array(context, builder, kind, at, shape, owner)
         return impl_ret_borrowed(context, builder, kind, array)
 
     return kind(like, numbers, types.int64, shape), codegen

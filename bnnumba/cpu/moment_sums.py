@@ -9,6 +9,7 @@ The pivot is rounded to the precision of the data: with all of float64's digits 
 be rounded the same way, and such errors do not average out.
 """
 
+from .integers import minimum
 from .jit import inlined
 from .lanewise import difference, fma, rounded, zero_where_less
 from .memory import (
@@ -101,8 +102,8 @@ def begin_rows(x, c, row0, row1, s0, s1, work, at):
     It is the mean of some first values, of several rows where they are short, or 0.
     """
     first = element(row_at(x, (row0, c)), s0)
-    width = min(s1 - s0, BLOCK)
-    rows = min(row1 - row0, (BLOCK + width - 1) // width)
+    width = minimum(s1 - s0, BLOCK)
+    rows = minimum(row1 - row0, (BLOCK + width - 1) // width)
     store(work, at, zeros_f64x16())
     for r in range(row0, row0 + rows):
         row = row_at(x, (r, c))

@@ -17,6 +17,7 @@ A constant chunk has pivot = its value exactly (the pivot is a first value plus 
 from it), hence d = 0 and m2 = 0 exactly.
 """
 
+from .integers import maximum, minimum
 from .jit import inlined
 from .lanewise import middle, or_zero, positive_part
 from .memory import element, load_f64, load_lanes, row_at, store, store_lanes
@@ -119,14 +120,14 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
         origin[c] = middle(first, between, last)
     count = 0
     for row0 in range(n0, n1, plan.chunk_rows):
-        row1 = min(n1, row0 + plan.chunk_rows)
+        row1 = minimum(n1, row0 + plan.chunk_rows)
         for column0 in range(s0, s1, plan.chunk_columns):
-            column1 = min(s1, column0 + plan.chunk_columns)
+            column1 = minimum(s1, column0 + plan.chunk_columns)
             for c in range(begin, end):
                 at = (c - begin) * 8 * WORKSPACE
                 begin_rows(x, c, row0, row1, column0, column1, work, at)
             together = 2 if column1 - column0 <= PAIRED_ROW else 1
-            rows = max(1, rows_of_run(column1 - column0) // together) * together
+            rows = maximum(1, rows_of_run(column1 - column0) // together) * together
             for i in range(row0, row1, together):
                 folds = (i + together - row0) % rows == 0
                 ahead = next_sweep(x, i + together, begin, end)
@@ -145,7 +146,7 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
                             fold(work, at, at + 16)
                     else:
                         for first in range(column0, column1, SEGMENT):
-                            last = min(column1, first + SEGMENT)
+                            last = minimum(column1, first + SEGMENT)
                             add_row(row, first, last, pivot, ahead, turn, work, at)
                             if folds:
                                 fold(work, at, at + 16)
@@ -178,24 +179,24 @@ def collect_slab_rc(x, slab, begin, end, plan, work, mean, m2, origin):
         store_lanes(origin, c, end - c, load_f64(work, c - begin))
     count = 0
     for row0 in range(n0, n1, plan.chunk_rows):
-        row1 = min(n1, row0 + plan.chunk_rows)
+        row1 = minimum(n1, row0 + plan.chunk_rows)
         together = rows_together(x, x, row1 - row0, columns)
         rows, size = (row1 - row0) // together, together * columns
         width = (size + 7) // 8 * 8
         stride = x.strides[0] // x.itemsize * together
         group, reach, stretches = row_group(x, size, columns == x.shape[1], 1)
-        most = min(PIVOT_VALUES // s, PIVOT_ROWS)
+        most = minimum(PIVOT_VALUES // s, PIVOT_ROWS)
         if together > 1:
             most = PIVOT_VALUES // 2 // (together * s)
-        pivot_rows = max(1, min(rows // 8, most))
+        pivot_rows = maximum(1, minimum(rows // 8, most))
         begin_columns(x, row0, pivot_rows, column, columns, s, together, width, work)
         unshifted = True
         for at in range(0, columns, 8):
             unshifted = unshifted and all_zero(load_f64(work, 4 * width + at))
         for start in range(0, rows, RUN):
-            stop = min(rows, start + RUN)
+            stop = minimum(rows, start + RUN)
             for first_row in range(start, stop, group):
-                taken = min(stop - first_row, group)
+                taken = minimum(stop - first_row, group)
                 row = row_at(x, (row0 + first_row * together, column))
                 at = 0
                 for k in range(stretches):

@@ -8,6 +8,7 @@ rounding left over, so that an offset of any size costs no digits of y:
 
 import math
 
+from .integers import maximum, minimum
 from .jit import inlined
 from .lanewise import bounded, canonical, fma, inverse_root, rounded
 from .memory import (
@@ -142,14 +143,14 @@ def normalize_rows(row, out, begin, end, c, s, coefs, streaming, ahead, reach):
     """
     step = lanes(row)
     i, edge = begin, s
-    aligned = min(end, begin + unaligned(out, begin))
+    aligned = minimum(end, begin + unaligned(out, begin))
     vc, vs, vb = splat(row, coefs[0, c]), splat(row, coefs[1, c]), splat(row, coefs[2, c])
     while i < end:
         if i == edge:
             c, edge = c + 1, edge + s
             vc, vs, vb = splat(row, coefs[0, c]), splat(row, coefs[1, c]), splat(row, coefs[2, c])
         if i >= aligned:
-            last = min(edge, end)
+            last = minimum(edge, end)
             if streaming:
                 while i + step <= last:
                     prefetch(ahead, i + reach)
@@ -165,7 +166,7 @@ def normalize_rows(row, out, begin, end, c, s, coefs, streaming, ahead, reach):
                 i += step
             if i == last:
                 continue
-        live = min(step, (end if i >= aligned else aligned) - i)
+        live = minimum(step, (end if i >= aligned else aligned) - i)
         x = load(row, i) if live == step else load_part(row, i, live)
         v = fma(x - vc, vs, vb)
         while edge < i + live:
@@ -187,11 +188,11 @@ def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, ahead, reach):
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     together = adjacent(x) and adjacent(y) and s1 - s0 == s
     # A step that the compiler knows not to be 0 leaves no path that raises an exception.
-    run = max(1, end - begin) if together else 1
+    run = maximum(1, end - begin) if together else 1
     for i in range(n0, n1):
         for c in range(begin, end, run):
             row, out = row_at(x, (i, c)), row_at(y, (i, c))
-            row_ahead = row_at(x, (i, min(c + ahead, x.shape[1] - 1)))
+            row_ahead = row_at(x, (i, minimum(c + ahead, x.shape[1] - 1)))
             normalize_rows(
                 row, out, s0, s1 + (run - 1) * s, c, s, coefs, streaming, row_ahead, reach
             )
@@ -209,9 +210,9 @@ def normalize_run(row, out, begin, size, coefs, streaming, reach):
     turn = step % columns
     q = i = begin
     end = begin + size
-    head = min(end, begin + unaligned(out, begin))
+    head = minimum(end, begin + unaligned(out, begin))
     while i < head:
-        part = min(head - i, step)
+        part = minimum(head - i, step)
         v = load_part(row, i, part) - load(centers, q)
         store_part(out, i, part, fma(v, load(scales, q), load(shifts, q)))
         i += part
@@ -255,14 +256,14 @@ def normalize_wide_rows(x, i, begin, end, coefs, y, streaming):
     x0, x1, y0, y1 = row_at(x, (i,)), row_at(x, (i + 1,)), row_at(y, (i,)), row_at(y, (i + 1,))
     i0, i1 = begin + unaligned(y0, begin), begin + unaligned(y1, begin)
     step = lanes(x)
-    size = (end - max(i0, i1)) // step * step
+    size = (end - maximum(i0, i1)) // step * step
     for k in range(2):
         row, out = row_at(x, (i + k,)), row_at(y, (i + k,))
         first = begin + unaligned(out, begin)
         for q in range(begin, first, step):
-            normalize_part(row, out, q, min(step, first - q), centers, scales, shifts)
+            normalize_part(row, out, q, minimum(step, first - q), centers, scales, shifts)
         for q in range(first + size, end, step):
-            normalize_part(row, out, q, min(step, end - q), centers, scales, shifts)
+            normalize_part(row, out, q, minimum(step, end - q), centers, scales, shifts)
     for offset in range(0, size, step):
         normalize_vector(x0, y0, i0 + offset, centers, scales, shifts, streaming)
         normalize_vector(x1, y1, i1 + offset, centers, scales, shifts, streaming)
@@ -281,7 +282,7 @@ def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, ahead, reach):
             normalize_wide_rows(x, n0, begin, end, coefs, y, streaming)
             n0 += 2
     whole = end - begin == columns and adjacent(x) and adjacent(y)
-    run = max(1, n1 - n0) if whole else 1
+    run = maximum(1, n1 - n0) if whole else 1
     for i in range(n0, n1, run):
         row, out = row_at(x, (i,)), row_at(y, (i,))
         normalize_run(row, out, begin, run * (end - begin), coefs, streaming, ahead + reach)

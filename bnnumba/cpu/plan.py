@@ -11,6 +11,7 @@ where nothing is added up, as n = r, s = 1, each column for itself.
 from functools import lru_cache
 from typing import NamedTuple
 
+from .integers import minimum
 from .jit import inlined
 from .sums import NARROW
 
@@ -125,4 +126,4 @@ def slab_bounds(n, s, plan, slab):
     """Return ``(n0, n1, s0, s1)`` of one slab."""
     n0 = slab // plan.across * plan.slab_rows
     s0 = slab % plan.across * plan.slab_columns
-    return n0, min(n, n0 + plan.slab_rows), s0, min(s, s0 + plan.slab_columns)
+    return n0, minimum(n, n0 + plan.slab_rows), s0, minimum(s, s0 + plan.slab_columns)

@@ -13,6 +13,7 @@ from .backward import (
     parameter_gradients,
     reduce_slab,
 )
+from .integers import minimum
 from .jit import inlined
 from .moments import collect_slab, merge_slabs
 from .normalize import (
@@ -30,7 +31,7 @@ def piece(item, channels, block):
     """Return the slab, the first channel and the end of the channels of an item of a split step."""
     blocks = (channels + block - 1) // block
     c0 = item % blocks * block
-    return item // blocks, c0, min(channels, c0 + block)
+    return item // blocks, c0, minimum(channels, c0 + block)
 
 
 @part
@@ -44,7 +45,7 @@ def forward_range(begin, end, x, plan, weight, bias, eps, work, partial, coefs, 
     count = x.size // channels
     for item in range(begin, end):
         c0 = item * plan.block
-        c1 = min(channels, c0 + plan.block)
+        c1 = minimum(channels, c0 + plan.block)
         for slab in range(plan.slabs):
             mean, m2, origin = partial[slab, 0], partial[slab, 1], partial[slab, 2]
             collect_slab(x, slab, c0, c1, plan, work, mean, m2, origin)
@@ -101,7 +102,7 @@ def backward_range(
     count = x.size // channels
     for item in range(begin, end):
         c0 = item * plan.block
-        c1 = min(channels, c0 + plan.block)
+        c1 = minimum(channels, c0 + plan.block)
         for slab in range(plan.slabs):
             first, second = partial[slab, 0], partial[slab, 1]
             reduce_slab(x, dy, slab, c0, c1, plan, work, stats[0], first, second)

@@ -5,6 +5,7 @@ number, and the columns of a channel are added up at the end; rows of few column
 side are taken together, as one. Runs of additions are folded into a second level.
 """
 
+from .integers import maximum, minimum
 from .jit import inlined
 from .lanewise import or_zero
 from .memory import adjacent, load_f64, load_f64x16, load_lanes, row_at, store, store_lanes
@@ -71,7 +72,7 @@ def rows_of_run(width):
 
     A lane of the busiest accumulator takes a value of each 16 in a row, and two more.
     """
-    return max(1, RUN // (width // 16 + 2))
+    return maximum(1, RUN // (width // 16 + 2))
 
 
 @inlined
@@ -130,7 +131,7 @@ def next_sweep(x, i, begin, end):
     Behind the last image that is the next block, in its first images.
     """
     n, channels = x.shape[0], x.shape[1]
-    return row_at(x, (i % n, begin if i < n else min(end, channels - 1)))
+    return row_at(x, (i % n, begin if i < n else minimum(end, channels - 1)))
 
 
 @inlined
@@ -149,9 +150,9 @@ def row_group(x, width, whole, arrays):
     """
     distance = prefetch_distance(x)
     group = 8 // arrays
-    while 2 * group <= min(RUN, 4 + distance // 2 // width):
+    while 2 * group <= minimum(RUN, 4 + distance // 2 // width):
         group *= 2
-    return group, max(group, distance // width), 1 if whole else group
+    return group, maximum(group, distance // width), 1 if whole else group
 
 
 @inlined
@@ -163,4 +164,4 @@ def row_after(x, i, begin, end):
     rows, columns = x.shape
     if i < rows:
         return row_at(x, (i, begin))
-    return row_at(x, (min(i - rows, rows - 1), min(end, columns - 1)))
+    return row_at(x, (minimum(i - rows, rows - 1), minimum(end, columns - 1)))

@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..compiling import compiling, uninterrupted
+from .integers import minimum
 from .jit import callback
 from .parts import call_within
 from .simd import I32, I64
@@ -97,7 +98,7 @@ def _team(task, arguments, items):
 
     A thread may be late: asleep until it was called, or on a CPU that does other work as well.
     """
-    workers = min(items, _threads())
+    workers = minimum(items, _threads())
     shares = _shares(workers)
     for worker in range(workers):
         _begin(shares, worker, worker * items // workers)
@@ -110,7 +111,7 @@ def _team(task, arguments, items):
                 part = (left + 1) // 2
                 begin = _take(shares, owner, part)
                 if begin < end:
-                    _do_part(task, arguments, begin, min(end, begin + part))
+                    _do_part(task, arguments, begin, minimum(end, begin + part))
                 left = end - _take(shares, owner, 0)
     return 0
 
