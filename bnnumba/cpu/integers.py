@@ -1,7 +1,7 @@
 """The smaller and the larger of two indices, in kernels.
 
 Numba compiles each version of Python's ``min`` and ``max`` as a function of its own, optimized by
-itself, which takes as long as a kernel's helper of fifty lines.
+itself: 4 % of what a first forward and backward call take.
 """
 
 from numba import types
