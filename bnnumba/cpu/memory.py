@@ -51,7 +51,7 @@ class _RowModel(models.PrimitiveModel):
 
 
 def _member(context, builder, kind, array, name):
-    """Return a member of an array; Numba's own way would look for subclasses of arrays each time."""
+    """Return a member of an array; Numba's own way looks for subclasses of arrays each time."""
     return builder.extract_value(array, context.data_model_manager[kind].get_field_position(name))
 
 
