@@ -18,6 +18,8 @@ Array = Any
 Viewed = Any  # an ndarray, or the DeviceArray of one on a GPU
 _CPU_DEVICES = (1, 3, 11, 13)  # DLPack's kDLCPU, kDLCUDAHost, kDLROCMHost, kDLCUDAManaged
 _CUDA_DEVICE = 2
+# What NumPy may try before two arrays are said to overlap; its newer types know -1 and 0 alone.
+_MOST_WORK: Any = 100_000
 
 
 class Library:
@@ -272,7 +274,7 @@ def share(a: np.ndarray, b: np.ndarray) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
+        return np.shares_memory(a, b, max_work=_MOST_WORK)
     except np.exceptions.TooHardError:  # undecided: as if they did
         return True
 
