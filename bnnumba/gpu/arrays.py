@@ -68,7 +68,9 @@ class DeviceArray:
         """Return a NumPy array of the same address and strides, not to be read or written."""
         if self._shadow is None:
             kind = f"<V{self.dtype.itemsize}"
-            self._shadow = np.asarray(_Shadow(self.shape, self.strides, kind, self.address))
+            # An empty array may stand at 0, where NumPy 2.0 sees no array.
+            address = self.address or self.itemsize
+            self._shadow = np.asarray(_Shadow(self.shape, self.strides, kind, address))
         return self._shadow
 
     def transposed(self, order):
