@@ -176,9 +176,9 @@ def _emit_task(context, builder, shared, function, kinds):
     builder = ir.IRBuilder(task.append_basic_block())
     address, begin, end = task.args
     place = builder.inttoptr(address, shared.as_pointer())
-    values = [builder.load(_field(builder, place, i)) for i in range(1, len(kinds) + 1)]
+    rest = [builder.load(_field(builder, place, i)) for i in range(1, len(kinds) + 1)]
+    values = [begin, end, *rest]
     within = types.boolean(types.int64, types.int64, *kinds)
-    values = [begin, end, *values]
     status, done = call_within(context, builder, function, within, values, allocates=True)
     # An exception is one of Numba's checks of indices, where they are switched on.
     failed = builder.or_(status.is_error, cgutils.is_null(builder, done))
