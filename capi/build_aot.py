@@ -50,6 +50,7 @@ def write_header(path: Path, levels: list[str]) -> None:
         "PARALLEL_SIZE": choices.PARALLEL_SIZE,
         "USUAL_L2": caches.USUAL_L2,
         "USUAL_SHARE": caches.USUAL_SHARE,
+        "USUAL_SWEPT": caches.USUAL_SWEPT,
         "ZEN_4_BLOCK": caches.ZEN_4_BLOCK,
         "SPILL": caches.SPILL,
         **job.SIZES,

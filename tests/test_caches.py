@@ -19,9 +19,10 @@ def test_a_system_that_does_not_tell_its_cache_gets_the_usual_one(
 @pytest.mark.parametrize(
     ("cpu_name", "expected"),
     [
-        ("znver5", caches.Caches(512 << 10, caches.SPILL, 32 << 20, ahead=True)),
-        ("znver4", caches.Caches(caches.ZEN_4_BLOCK, caches.SPILL, 32 << 20, ahead=True)),
-        ("sapphirerapids", caches.Caches(512 << 10, 512 << 10, caches.USUAL_SHARE, ahead=False)),
+        ("znver5", caches.Caches(512 << 10, caches.SPILL, 32 << 20, 16 << 20, ahead=True)),
+        ("znver4", caches.Caches(2 << 20, caches.SPILL, 32 << 20, 16 << 20, ahead=True)),
+        ("znver3", caches.Caches(2 << 20, caches.SPILL, 16 << 20, 16 << 20, ahead=True)),
+        ("sapphirerapids", caches.Caches(512 << 10, 512 << 10, 24 << 20, 16 << 20, ahead=False)),
     ],
 )
 def test_what_a_cpu_bears(cpu_name, expected, tmp_path, monkeypatch):
@@ -38,14 +39,16 @@ def test_what_a_cpu_bears(cpu_name, expected, tmp_path, monkeypatch):
         (choices.WRITES, 1, 16, True),
         (choices.WRITES, 1, 17, False),
         (choices.WRITES, 2, 16, False),
-        (choices.FUSED, 1, 10, True),
-        (choices.FUSED, 1, 12, False),
-        (choices.FUSED, 2, 10, False),
+        (choices.FUSED, 1, 8, True),
+        (choices.FUSED, 1, 9, False),
+        (choices.FUSED, 2, 5, True),
+        (choices.FUSED, 2, 6, False),
     ],
 )
 def test_an_output_stays_in_the_cache_if_all_fits(kind, inputs, megabytes, kept):
     out = np.empty(megabytes << 18, np.float32)
-    assert choices.streams(out, kind, inputs, 32 << 20) is not kept
+    here = caches.Caches(512 << 10, caches.SPILL, shared=32 << 20, swept=16 << 20, ahead=True)
+    assert choices.streams(out, kind, inputs, here) is not kept
 
 
 @pytest.mark.parametrize(
@@ -60,24 +63,26 @@ def test_an_output_stays_in_the_cache_if_all_fits(kind, inputs, megabytes, kept)
 def test_a_block_has_long_runs_if_it_may_spill(shape, block):
     n, c, h, w = shape
     x = choices.Extents((n, c, h * w), 3, n * c * h * w, 4)
-    assert choices.fused_block(x, c, 1, 1, 512 << 10, 4 << 20, 2 << 20) == block
+    here = caches.Caches(512 << 10, 4 << 20, shared=2 << 20, swept=1 << 20, ahead=True)
+    assert choices.fused_block(x, c, 1, 1, here) == block
 
 
 @pytest.mark.parametrize(
     ("rows", "channels", "s", "inputs", "fused"),
     [
-        (64, 40_000, 1, 1, True),
-        (64, 20_000, 2, 1, True),
+        (64, 30_000, 1, 1, True),
+        (64, 15_000, 2, 1, True),
         (4096, 20_000, 1, 1, False),  # runs of 8 KiB would be 33 MB
         (64, 9000, 1, 1, True),  # in the cache, runs of 2 KiB are enough
         (2048, 1000, 1, 1, False),
         (64, 50_000, 1, 2, True),
-        (64, 60_000, 1, 1, False),  # x and y fit into the cache, but not for a fused step
+        (64, 40_000, 1, 1, False),  # x and y fit into the cache, but not for a fused step
         (64, 80_000, 1, 1, True),
     ],
 )
 def test_rows_of_many_channels_may_be_fused(rows, channels, s, inputs, fused):
     x = choices.Extents((rows, channels * s), 2, rows * channels * s, 4)
-    block = choices.fused_block(x, channels, inputs, 2, 512 << 10, 4 << 20, 32 << 20)
+    here = caches.Caches(512 << 10, 4 << 20, shared=32 << 20, swept=16 << 20, ahead=True)
+    block = choices.fused_block(x, channels, inputs, 2, here)
     assert (block > 0) is fused
     assert block * s <= choices.BLOCK_RC

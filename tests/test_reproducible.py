@@ -55,7 +55,7 @@ def test_bits_do_not_depend_on_the_caches(
     axis = 1
     arguments = workload.inputs(shape, axis, dtype)
     expected = workload.compute(*arguments, axis)
-    found = caches.Caches(block_bytes, spill_bytes, shared=1 << 62, ahead=ahead)
+    found = caches.Caches(block_bytes, spill_bytes, 1 << 62, 1 << 62, ahead)
     monkeypatch.setattr(caches, "found", lambda: found)
     try:
         choices.choose.cache_clear()
@@ -111,8 +111,8 @@ def test_bits_do_not_depend_on_where_in_memory_an_array_begins(shape, axis, shif
     ("rows", "channels"), [(3, 2049), (9, 2500), (70, 4101), (37, 8192), (6, 20_005)]
 )
 def test_bits_of_wide_rows_are_those_of_narrow_ones(rows, channels, streaming, dtype, monkeypatch):
-    shared = 0 if streaming else 1 << 62
-    found = caches.Caches(1 << 19, 1 << 19, shared, ahead=True)
+    limit = 0 if streaming else 1 << 62
+    found = caches.Caches(1 << 19, 1 << 19, limit, limit, ahead=True)
     monkeypatch.setattr(caches, "found", lambda: found)
     x, dy, *parameters = workload.inputs((rows, channels), 1, dtype)
     try:

@@ -49,7 +49,8 @@ def _steps(x, dy, weight, bias, out):
 @pytest.fixture
 def streaming(monkeypatch):
     def switch(on, ahead=False):
-        found = caches.Caches(1 << 19, 1 << 19, 0 if on else 1 << 62, ahead)
+        limit = 0 if on else 1 << 62
+        found = caches.Caches(1 << 19, 1 << 19, limit, limit, ahead)
         monkeypatch.setattr(caches, "found", lambda: found)
         choices.choose.cache_clear()
 

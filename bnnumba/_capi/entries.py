@@ -11,7 +11,7 @@ import types as python_types
 import numba
 from numba import types
 
-from ..cpu import choices, parallel, plan, ranges, sums
+from ..cpu import caches, choices, parallel, plan, ranges, sums
 from ..cpu.jit import OPTIONS, callback, inlined
 from .job import (
     Job,
@@ -151,6 +151,9 @@ def _input_coefficients(begin, end, about, work):
 def _choose(kind, threads, about, work):
     """Write the plan of a kind of step (`bnnumba.cpu.choices`), and what goes with it."""
     job = fields(about)
+    here = caches.Caches(
+        job.block_bytes, job.spill_bytes, job.shared_bytes, job.swept_bytes, job.fetches_ahead
+    )
     # The third extent is of one view only, and not looked at.
     shape, size = (job.n, job.columns, job.s), job.n * job.c * job.s
     x = choices.Extents(shape, job.ndim, size, job.itemsize)
@@ -159,16 +162,14 @@ def _choose(kind, threads, about, work):
         job.slabs, job.across, job.slab_rows, job.slab_columns, job.chunk_rows, job.chunk_columns,
     ) = _cut(x, channels, kind, threads)  # fmt: skip
     if kind == choices.FUSED:
-        job.block = _fused_block(
-            x, channels, job.inputs, threads, job.block_bytes, job.spill_bytes, job.shared_bytes
-        )
+        job.block = _fused_block(x, channels, job.inputs, threads, here)
         job.items = _ceil_div(channels, max(1, job.block))
     else:
         job.block = _split_block(x, channels, kind, job.slabs, threads)
         job.items = job.slabs * _ceil_div(channels, job.block)
     job.scratch = 0 if kind == choices.WRITES else sums.workspace(x, job.block, channels)
-    job.ahead = job.block if job.fetches_ahead else 0
-    job.streaming = _streams(x, kind, job.inputs, job.shared_bytes)
+    job.ahead = job.block if here.ahead else 0
+    job.streaming = _streams(x, kind, job.inputs, here)
 
 
 def _merge(begin, end, about, work):

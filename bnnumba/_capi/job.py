@@ -37,7 +37,7 @@ FIELDS = (
     *("n", "c", "s", "columns"),  # a view x[r, q] has n = r and c * s columns, the other c
     *("ndim", "itemsize"),  # of the view
     *("x_n", "x_c", "dy_n", "dy_c", "y_n", "y_c"),
-    *("inputs", "block_bytes", "spill_bytes", "shared_bytes", "fetches_ahead"),
+    *("inputs", "block_bytes", "spill_bytes", "shared_bytes", "swept_bytes", "fetches_ahead"),
     # written by `choose`: the plan, the work items, the float64 numbers that one of them works with
     *("block", "ahead", "streaming", "items", "scratch"),
     *("slabs", "across", "slab_rows", "slab_columns", "chunk_rows", "chunk_columns"),

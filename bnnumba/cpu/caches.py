@@ -21,11 +21,14 @@ L2 2 MiB)                 it: 16 to 48 %                               (103 MB: 
                           longer)
 ========================  ==================  =======================  ===========================
 
-An output is written past the caches unless it fits into the last one together with the inputs, or
-with those several times where they are read twice (`bnnumba.cpu.choices.streams`). On AMD that
-cache is what the system says (13 MB normalized in 32 MiB: 190 us in the cache, 306 past it). Other
+An output is written past the caches unless it fits with the inputs into what one program has of
+the last one (`bnnumba.cpu.choices.streams`). On Zen 5 that is what the system says (13 MB
+normalized in 32 MiB: 190 us in the cache, 306 past it), on Zen 3 half of it (13 MB: 1.0 to 1.2 ms
+in the cache, 0.7 to 0.8 past it; 7.6 MB: 0.28 and 0.42; 6.4 MB backward: 0.72 and 0.66). Other
 servers say what all their cores share, of which one program has little (Xeon, 13 MB: 1.16 ms in the
-cache, 0.86 past it).
+cache, 0.86 past it). A fused step, which jumps from run to run, has half of a cache on Zen 5 too
+(of 32 MB, forward of 13 MB took up to a fifth longer in the cache, backward of 6 MB by one thread a
+third).
 """
 
 from functools import lru_cache
@@ -35,17 +38,27 @@ import llvmlite.binding as llvm
 
 from ..compiling import compiler_lock
 
-__all__ = ["SIZE", "SPILL", "USUAL_L2", "USUAL_SHARE", "ZEN_4_BLOCK", "Caches", "found"]
+__all__ = [
+    "SIZE",
+    "SPILL",
+    "USUAL_L2",
+    "USUAL_SHARE",
+    "USUAL_SWEPT",
+    "ZEN_4_BLOCK",
+    "Caches",
+    "found",
+]
 
 # Where Linux says how large a cache is, in KiB: "2048K".
 SIZE = "/sys/devices/system/cpu/cpu0/cache/index{}/size"
 USUAL_L2 = 1 << 20
-# Of a last-level cache that many cores share.
-USUAL_SHARE = 24 << 20
+# Of a last-level cache that many cores share, and of that for a fused step.
+USUAL_SHARE, USUAL_SWEPT = 24 << 20, 16 << 20
 ZEN_4_BLOCK = 2 << 20
 SPILL = 4 << 20
 
-_ZEN_4 = {"znver1", "znver2", "znver3", "znver4"}
+_ZEN_3 = {"znver1", "znver2", "znver3"}
+_ZEN_4 = {*_ZEN_3, "znver4"}
 
 
 class Caches(NamedTuple):
@@ -54,6 +67,7 @@ class Caches(NamedTuple):
     block: int  # of the data of a block of channels
     spill: int  # of a block that would else have short runs
     shared: int  # of inputs and output together, that the output may stay in the cache
+    swept: int  # the same for a fused step
     ahead: bool  # whether the next block is fetched
 
 
@@ -72,6 +86,7 @@ def found():
         name = llvm.get_host_cpu_name()
     half = _size(2, USUAL_L2) // 2
     if not name.startswith("znver"):
-        return Caches(half, half, USUAL_SHARE, ahead=False)
+        return Caches(half, half, USUAL_SHARE, USUAL_SWEPT, ahead=False)
     block = ZEN_4_BLOCK if name in _ZEN_4 else half
-    return Caches(block, SPILL, _size(3, USUAL_SHARE), ahead=True)
+    last = _size(3, USUAL_SHARE)
+    return Caches(block, SPILL, last // 2 if name in _ZEN_3 else last, last // 2, ahead=True)

@@ -46,14 +46,14 @@ def cut(x, channels, kind, workers):
     return cut_ncs(n, s) if x.ndim == 3 else cut_rc(n, s, x.shape[1])
 
 
-def fused_block(x, channels, inputs, workers, block_bytes, spill_bytes, shared_bytes):
+def fused_block(x, channels, inputs, workers, here):
     """Return how many channels a fused step takes at a time, or 0 if it is better not fused.
 
-    They have `block_bytes`, or up to `spill_bytes` where their run of memory in each row would else
-    be short. If it is short even so, by an eighth, two steps are faster, which go through memory in
-    order (50 MB of 64 channels in runs of 1600 bytes: 1.7 ms against 5.2, 15 MB of 32 channels in
-    runs of 6400 bytes: 290 us against 360). So they are where they can leave in the cache what a
-    fused step would write past it (13 MB: an eighth to a fifth less).
+    They have `here.block` bytes, or up to `here.spill` where their run of memory in each row would
+    else be short. If it is short even so, by an eighth, two steps are faster, which go through
+    memory in order (50 MB of 64 channels in runs of 1600 bytes: 1.7 ms against 5.2, 15 MB of 32
+    channels in runs of 6400 bytes: 290 us against 360). So they are where they can leave in the
+    cache what a fused step would write past it (13 MB: an eighth to a fifth less).
     """
     s = x.size // (x.shape[0] * channels)
     most = BLOCK_NCS if x.ndim == 3 else max(1, BLOCK_RC // s)
@@ -61,12 +61,12 @@ def fused_block(x, channels, inputs, workers, block_bytes, spill_bytes, shared_b
         return min(channels, most)
     if workers > 1 and channels < 2 * workers:
         return 0
-    in_cache = not streams(x, FUSED, inputs, shared_bytes)
-    if not in_cache and not streams(x, WRITES, inputs, shared_bytes):
+    in_cache = not streams(x, FUSED, inputs, here)
+    if not in_cache and not streams(x, WRITES, inputs, here):
         return 0
     channel_bytes = x.size // channels * x.itemsize * inputs
     long_run = -(-PREFETCHED // (s * x.itemsize))
-    block = max(block_bytes // channel_bytes, min(long_run, spill_bytes // channel_bytes))
+    block = max(here.block // channel_bytes, min(long_run, here.spill // channel_bytes))
     block = max(1, min(block, most, channels // (4 * workers)))
     while block > 1 and not even(-(-channels // block), block, channels, workers):
         block -= 1
@@ -89,15 +89,13 @@ def split_block(x, channels, kind, slabs, workers):
     return block
 
 
-def streams(x, kind, inputs, shared_bytes):
+def streams(x, kind, inputs, here):
     """Return whether to write an output past the caches: it does not fit into them with the inputs.
 
-    Written there, the lines that are about to be overwritten need not be read first. A fused step
-    needs more of the cache, as it jumps from run to run (of 32 MB, forward of 13 MB took up to a
-    fifth longer in the cache, backward of 6 MB by one thread a third).
+    Written there, the lines that are about to be overwritten need not be read first.
     """
-    arrays = 3 * inputs if kind == FUSED else inputs + 1
-    return arrays * x.size * x.itemsize > shared_bytes
+    limit = here.swept if kind == FUSED else here.shared
+    return (inputs + 1) * x.size * x.itemsize > limit
 
 
 class Extents(NamedTuple):
@@ -120,13 +118,13 @@ def choose(shape, channels, itemsize, kind, inputs, workers):
     pieces = cut(x, channels, kind, workers)
     here = caches.found()
     if kind == FUSED:
-        block = fused_block(x, channels, inputs, workers, here.block, here.spill, here.shared)
+        block = fused_block(x, channels, inputs, workers, here)
     else:
         block = split_block(x, channels, kind, pieces[0], workers)
     if not block:
         return None
     ahead = block if here.ahead else 0
-    return np.array(Plan(*pieces, block, ahead, streams(x, kind, inputs, here.shared)), np.int64)
+    return np.array(Plan(*pieces, block, ahead, streams(x, kind, inputs, here)), np.int64)
 
 
 def plan_step(x, channels, kind, inputs):

@@ -26,15 +26,16 @@ static int64_t size_of(int index, int64_t usual)
     return kib > 0 ? 1024 * kib : usual;
 }
 
-/* The family of an AMD Zen CPU, and 0 for others. */
-static unsigned zen_family(void)
+/* What AMD calls this CPU's generation, 3 also for older ones, and 0 for CPUs of others. */
+static int zen(void)
 {
 #if defined(__x86_64__)
     unsigned eax, ebx, ecx, edx;
     __builtin_cpu_init();
     if (__builtin_cpu_is("amd") && __get_cpuid(1, &eax, &ebx, &ecx, &edx)) {
         unsigned family = (eax >> 8 & 0xf) + (eax >> 20 & 0xff);
-        return family >= 0x17 ? family : 0;
+        if (family >= 0x17)
+            return family >= 0x1a ? 5 : __builtin_cpu_supports("avx512f") ? 4 : 3;
     }
 #endif
     return 0;
@@ -42,13 +43,13 @@ static unsigned zen_family(void)
 
 static void find(void)
 {
-    enum { ZEN_5 = 0x1a };
-    unsigned family = zen_family();
-    int64_t half = size_of(2, USUAL_L2) / 2;
-    if (family)
-        this_cpu = (caches){family < ZEN_5 ? ZEN_4_BLOCK : half, SPILL, size_of(3, USUAL_SHARE), 1};
+    int generation = zen();
+    int64_t half = size_of(2, USUAL_L2) / 2, last = size_of(3, USUAL_SHARE);
+    if (generation)
+        this_cpu = (caches){generation < 5 ? ZEN_4_BLOCK : half, SPILL,
+                            generation < 4 ? last / 2 : last, last / 2, 1};
     else
-        this_cpu = (caches){half, half, USUAL_SHARE, 0};
+        this_cpu = (caches){half, half, USUAL_SHARE, USUAL_SWEPT, 0};
 }
 
 const caches *bn_caches(void)

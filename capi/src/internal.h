@@ -151,7 +151,7 @@ void bn_narrow(bnnumba_dtype dtype, const double *from, int64_t c, void *to);
 
 /* What the steps go by, in bytes; see bnnumba/cpu/caches.py. */
 typedef struct caches {
-    int64_t block, spill, shared, ahead;
+    int64_t block, spill, shared, swept, ahead;
 } caches;
 
 const caches *bn_caches(void);

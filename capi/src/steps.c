@@ -126,7 +126,8 @@ static bnnumba_status choose(running_step *r, const batch *b, step what, kind ho
     r->threads = bn_enter(size);
     const caches *here = bn_caches();
     r->j.block_bytes = here->block, r->j.spill_bytes = here->spill;
-    r->j.shared_bytes = here->shared, r->j.fetches_ahead = here->ahead;
+    r->j.shared_bytes = here->shared, r->j.swept_bytes = here->swept;
+    r->j.fetches_ahead = here->ahead;
     decide(how, r->threads, &r->j, NULL);
     return BNNUMBA_OK;
 }
