@@ -339,6 +339,51 @@ def plans(machine, shapes, seconds):
         print(f"{op:9} {layout:3} {'x'.join(map(str, shape)):18}", *row, flush=True)
 
 
+@contextlib.contextmanager
+def cut(constants):
+    """Have plans made with other constants of `bnnumba.gpu.plan`."""
+    from bnnumba.gpu import plan
+
+    def put(values):
+        for name, value in values.items():
+            setattr(plan, name, value)
+        for function in (plan.plan_passes, plan.plan_sweeps):
+            function.cache_clear()
+
+    usual = {name: getattr(plan, name) for name in constants}
+    put(constants)
+    try:
+        yield
+    finally:
+        put(usual)
+
+
+def cuts(machine, shapes, seconds):
+    """Times of larger and smaller blocks, and groups, in units of those of the usual ones."""
+    kib, threads, shares = (8, 16, 32, 64), (64, 128, 256, 512), (4, 8, 16)
+    if machine.dry:
+        kib, threads, shares = (8,), (64,), (4, 8)
+    tried = {
+        f"{most:3} threads, {size:2} KiB a block, 1/{share} of L2 a group": {
+            "THREADS": most, "PASS_BYTES": size << 10, "SWEEP_BYTES": size << 10,
+            "LEAST_JOB_BYTES": min(8, size) << 10, "GROUP_SHARE": share,
+        }
+        for most, size, share in itertools.product(threads, kib, shares)
+    }  # fmt: skip
+    for layout, op in itertools.product(("ncs", "rc"), OPS):
+        found = {name: [] for name in tried}
+        for shape in shapes:
+            data = Data(machine, shape, layout, machine.torch.float32)
+            function = own(data, op)
+            usual = machine.time(function, data.sets, seconds)
+            for name, constants in tried.items():
+                with cut(constants):
+                    found[name].append(machine.time(function, data.sets, seconds) / usual)
+        best = sorted(found, key=lambda name: geometric_mean(found[name]))[:5]
+        for name in best:
+            print(f"{op:9} {layout:3} {geometric_mean(found[name]):.3f}  {name}", flush=True)
+
+
 def geometric_mean(values):
     return statistics.geometric_mean(values) if values else None
 
@@ -443,7 +488,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--into", type=pathlib.Path, help="directory of the report")
     parser.add_argument("--seconds", type=float, default=150, help="time for everything")
-    parser.add_argument("--plans", action="store_true", help="time the kinds of kernels instead")
+    parser.add_argument("--plans", action="store_true", help="time other plans instead")
     parser.add_argument("--dry-run", action="store_true", help="the same code without a GPU")
     arguments = parser.parse_args()
     if arguments.dry_run:
@@ -460,6 +505,7 @@ def main():
     cases = [(batch, *shape) for shape in shapes]
     if arguments.plans:
         plans(machine, cases, 0.05)
+        cuts(machine, cases[::4], 0.01)
         return 0
     into = arguments.into or (None if machine.dry else _ROOT / "docs" / "benchmarks")
     rows, end = [], time.monotonic() + arguments.seconds

@@ -55,9 +55,9 @@ def regime(request, monkeypatch):
         traits = traits._replace(shared=shared)
     monkeypatch.setattr(real, "traits", traits, raising=False)
     if SIMULATED:
-        monkeypatch.setattr(plan, "THREADS", (8, 16))
-        monkeypatch.setattr(plan, "JOB_BYTES", 512)
-        monkeypatch.setattr(plan, "LEAST_JOB_BYTES", 128)
+        small = {"LEAST_THREADS": 8, "THREADS": 16, "MOST_THREADS": 16, "LEAST_JOB_BYTES": 128}
+        for name, value in {**small, "PASS_BYTES": 512, "SWEEP_BYTES": 512}.items():
+            monkeypatch.setattr(plan, name, value)
     for function in (plan.plan_passes, plan.plan_sweeps):
         function.cache_clear()
     yield request.param

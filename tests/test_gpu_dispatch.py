@@ -103,3 +103,6 @@ def test_what_is_run_on_a_gpu_alone_goes_through_on_the_simulator():
     done = run_python("from benchmarks.gpu import main; main()", "--dry-run")
     assert "| training ncs float32" in done.stdout
     assert "bnnumba has no time" not in done.stdout
+    done = run_python("from benchmarks.gpu import main; main()", "--dry-run", "--plans")
+    assert "passes" in done.stdout
+    assert "KiB a block" in done.stdout

@@ -119,15 +119,20 @@ def build(m, keeps):
         write(partials, at + lanes * columns, product)
 
     @inlined
+    def read_partial(partials, place, lanes):
+        """Return the sums of a thread's channels at place number `place`."""
+        at = (place * FIELDS * lanes + thread() % lanes) * columns
+        return read(partials, at), read(partials, at + lanes * columns)
+
+    @inlined
     def merge_partials(partials, first, parts, lanes):
         """Return the sums over `parts` places from `first` on."""
         total, product = zero_row(), zero_row()
         row, rows = thread() // lanes, threads() // lanes
         part = row
         while part < parts:
-            at = ((first + part) * FIELDS * lanes + thread() % lanes) * columns
-            total = total + read(partials, at)
-            product = product + read(partials, at + lanes * columns)
+            a, b = read_partial(partials, first + part, lanes)
+            total, product = total + a, product + b
             part += rows
         return add_block(total, product, lanes)
 
@@ -178,6 +183,6 @@ def build(m, keeps):
 
     return SimpleNamespace(
         reduce=reduce, add_block=add_block, write_partial=write_partial,
-        merge_partials=merge_partials, write_gradients=write_gradients,
-        coefficients=coefficients, differentiate=differentiate,
+        read_partial=read_partial, merge_partials=merge_partials,
+        write_gradients=write_gradients, coefficients=coefficients, differentiate=differentiate,
     )  # fmt: skip

@@ -8,9 +8,10 @@ Arguments are addresses, extents and strides (in elements); 0 is the address of 
 A *resident* kernel keeps its tile in shared memory between the two sweeps. A *swept* kernel goes
 over groups of tiles small enough for the L2 cache, so that the second sweep reads them from there:
 blocks draw tickets, in the order sweep 1 of group 0, sweep 1 of group 1, sweep 2 of group 0, sweep
-1 of group 2, ... A block that sweeps a second time waits until all parts of its tile are counted
-as done. Those have earlier tickets, and their blocks wait for nothing, so that this ends whatever
-else the device does and in whatever order blocks start.
+1 of group 2, ... Who is the last to report a part of a tile merges the partial results of all,
+for which a block that sweeps the tile a second time waits. Those have earlier tickets, and their
+blocks wait for nothing, so that this ends whatever else the device does and in whatever order
+blocks start.
 """
 
 from types import SimpleNamespace
@@ -64,7 +65,7 @@ def build(kind, count, columns, parameter):
     f, kept = backward.build(m, False), backward.build(m, True)
     reduce, reduce_kept, add_block = f.reduce, kept.reduce, f.add_block
     differentiate, differentiate_kept = f.differentiate, kept.differentiate
-    write_sums, merge_sum_parts = f.write_partial, f.merge_partials
+    write_sums, read_sums, merge_sum_parts = f.write_partial, f.read_partial, f.merge_partials
     slopes, write_gradients = f.coefficients, f.write_gradients
 
     @inlined
@@ -77,10 +78,10 @@ def build(kind, count, columns, parameter):
         return c, q, end, threads() // lanes
 
     @inlined
-    def draw(work):
-        """Return this block's ticket."""
+    def draw(work, counter):
+        """Return a ticket for this block: how many a counter gave out before."""
         if thread() == 0:
-            leave_ticket(atomic_add(work, 0, 1))
+            leave_ticket(atomic_add(work, counter, 1))
         sync()
         ticket = take_ticket()
         sync()
@@ -88,16 +89,18 @@ def build(kind, count, columns, parameter):
 
     @inlined
     def report(work, tile):
-        """Count a part of a tile as done, with all that this block wrote."""
+        """Count something as done for a tile, all that this block wrote; return how much was.
+
+        These are its parts, and in the end that they are merged.
+        """
         sync()
-        if thread() == 0:
-            atomic_add(work, 1 + tile, 1)
+        return draw(work, 1 + tile)
 
     @inlined
     def wait(work, tile, parts):
-        """Wait until all parts of a tile are done."""
+        """Wait until all parts of a tile are merged."""
         if thread() == 0:
-            while atomic_add(work, 1 + tile, 0) < parts:
+            while atomic_add(work, 1 + tile, 0) <= parts:
                 pass
         sync()
 
@@ -126,30 +129,35 @@ def build(kind, count, columns, parameter):
         x, y, weight, bias, stats, running_mean, running_var, work, partials, channels, steps, sv,
         xn, xc, yn, yc, lanes, tiles, parts, chunk, group, size, eps, momentum, divisor,
     ):  # fmt: skip
-        second, tile, part = sweep_of(draw(work), tiles, parts, group)
+        second, tile, part = sweep_of(draw(work, 0), tiles, parts, group)
         if tile < tiles:
             c, q, end, step = begin(tile, part, chunk, steps, channels, lanes)
             stride = strides(step, sv, xn, yn, 0)
             o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, yn, yc), q % sv
             if second:
                 wait(work, tile, parts)
-                k, r, m2 = merge_moment_parts(partials, tile * parts, parts, chunk, steps, lanes)
                 if c < channels:
-                    invstd = inverse_std(m2, size, eps)
-                    center, rest = mean_of(k, r)
+                    center, rest = read(stats, c), read(stats, channels + c)
+                    invstd = read(stats, 3 * channels + c)
                     scale, shift = coefficients(rest, invstd, weight, bias, c)
-                    if part == 0 and thread() < lanes:
-                        write_stats(stats, channels, c, center, rest, m2, invstd)
-                        update_running(
-                            running_mean, running_var, c, center, rest, m2, momentum, divisor
-                        )
                     normalized(x, y, o, p, v, q, end, step, stride, 0, 0, center, scale, shift)
             else:
                 k, r, m2, n = collect(x, o, v, q, end, step, stride, 0, 0)
                 k, r, m2 = join_block(k, r, m2, n, lanes)
                 if thread() < lanes:
                     write_moments(partials, tile * parts + part, lanes, k, r, m2)
-                report(work, tile)
+                if report(work, tile) == parts - 1:
+                    first = tile * parts
+                    k, r, m2 = merge_moment_parts(partials, first, parts, chunk, steps, lanes)
+                    if thread() < lanes and c < channels:
+                        center, rest = mean_of(k, r)
+                        write_stats(
+                            stats, channels, c, center, rest, m2, inverse_std(m2, size, eps)
+                        )
+                        update_running(
+                            running_mean, running_var, c, center, rest, m2, momentum, divisor
+                        )
+                    report(work, tile)
 
     def collect_moments(
         x, stats, partials, channels, steps, sv, xn, xc, lanes, tiles, parts, chunk, size, eps
@@ -230,7 +238,7 @@ def build(kind, count, columns, parameter):
         x, dy, dx, weight, stats, dweight, dbias, work, partials, channels, steps, sv, xn, xc, gn,
         gc, dn, dc, lanes, tiles, parts, chunk, group, size,
     ):  # fmt: skip
-        second, tile, part = sweep_of(draw(work), tiles, parts, group)
+        second, tile, part = sweep_of(draw(work, 0), tiles, parts, group)
         if tile < tiles:
             c, q, end, step = begin(tile, part, chunk, steps, channels, lanes)
             stride = strides(step, sv, xn, gn, dn)
@@ -240,12 +248,10 @@ def build(kind, count, columns, parameter):
                 center, rest = read(stats, c), read(stats, channels + c)
             if second:
                 wait(work, tile, parts)
-                total, product = merge_sum_parts(partials, tile * parts, parts, lanes)
                 if c < channels:
+                    total, product = read_sums(partials, tile * parts, lanes)
                     invstd = read(stats, 3 * channels + c)
                     a, b, shift = slopes(total, product, size, rest, invstd, weight, c)
-                    if part == 0 and thread() < lanes:
-                        write_gradients(0, dweight, dbias, channels, c, total, product, invstd)
                     differentiate(
                         x, dy, dx, o, p, start(q, sv, c, dn, dc), v, q, end, step, stride, 0, 0,
                         center, a, b, shift,
@@ -255,7 +261,13 @@ def build(kind, count, columns, parameter):
                 total, product = add_block(total, product, lanes)
                 if thread() < lanes:
                     write_sums(partials, tile * parts + part, lanes, total, product)
-                report(work, tile)
+                if report(work, tile) == parts - 1:
+                    total, product = merge_sum_parts(partials, tile * parts, parts, lanes)
+                    if thread() < lanes and c < channels:
+                        invstd = read(stats, 3 * channels + c)
+                        write_gradients(0, dweight, dbias, channels, c, total, product, invstd)
+                        write_sums(partials, tile * parts, lanes, total, product)
+                    report(work, tile)
 
     def backward_reduce(
         x, dy, stats, sums, dweight, dbias, partials, channels, steps, sv, xn, xc, gn, gc, lanes,

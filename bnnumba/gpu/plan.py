@@ -1,7 +1,11 @@
 """How a canonical view is cut into work: by its shape and by what the device is, once for each.
 
-All thresholds stand here. They are what the arithmetic of caches suggests; `benchmarks/gpu.py
---plans` times the alternatives on a device.
+All thresholds stand here. They are what the arithmetic of caches and latencies suggests;
+`benchmarks/gpu.py --plans` times the alternatives on a device.
+
+Kernels of 64 to 96 registers leave a multiprocessor 640 to 1024 threads, whichever blocks they are
+in. In small blocks some load while others add up, wait or write: with one block of 512 threads
+nothing is on its way meanwhile, which is half of the time where a thread has eight accesses.
 """
 
 from functools import lru_cache
@@ -9,25 +13,29 @@ from typing import NamedTuple
 
 __all__ = ["Plan", "Traits", "plan_passes", "plan_sweeps", "widest"]
 
-# Threads of a block at most (`jit.MAX_THREADS`) and at least: two warps.
-THREADS = (64, 512)
-# Accesses per thread that a block is made for.
+# Threads of a block: at least, at most, and where shared memory leaves room for one block only
+# (`jit.MAX_THREADS`).
+LEAST_THREADS, THREADS, MOST_THREADS = 64, 128, 512
+# Accesses per thread that a block is made for, if that is not too large for it.
 PER_THREAD = 8
+# Blocks that a multiprocessor should have.
+BLOCKS = 8
 # Bytes of a row of x[r, c] that a block takes, a cache line, and the lanes that share them. Fewer,
 # down to a sector of the cache, where all rows then fit into shared memory.
 LINE_BYTES = 128
 SECTOR_BYTES = 32
 LANES = 32
-# Bytes that one block sweeps: short, as what all blocks work on at a time must stay in the L2 cache
-# between the two sweeps, and long enough for the start of a block not to show.
-JOB_BYTES = 64 * 1024
+# Bytes that one block sweeps: long enough for its start not to show, and short in a kernel of two
+# sweeps, as what all blocks work on at a time must stay in the L2 cache between them.
+PASS_BYTES = 32 * 1024
+SWEEP_BYTES = 16 * 1024
 LEAST_JOB_BYTES = 8 * 1024
 # The share of the L2 cache that a group of tiles may take between its sweeps: three groups are in
 # work at a time, and what is written takes its part.
 GROUP_SHARE = 8
 # Tiles larger than this share of the L2 cache would leave it before they are read again.
 TILE_SHARE = 4
-# Partial results that each block of a second sweep merges.
+# Partial results of a tile, merged by one block, for which second sweeps wait.
 MOST_PARTS = 256
 
 
@@ -76,14 +84,20 @@ def _ceil(a, b):
     return -(-a // b)
 
 
-def _cut(groups, lanes, steps, columns, width, real, arrays, traits, warps, most_parts):
+def _threads(accesses, lanes, most):
+    """Return how many threads a block has that makes so many accesses."""
+    return max(_power(_ceil(accesses, PER_THREAD), LEAST_THREADS, most), lanes)
+
+
+def _cut(groups, lanes, steps, columns, width, real, arrays, traits, warps, job_bytes, most_parts):
     """Return a plan of several parts a tile."""
     tiles = _ceil(groups, lanes)
     tile_bytes = steps * lanes * width * arrays
-    job = min(JOB_BYTES, max(LEAST_JOB_BYTES, tile_bytes * tiles // (2 * traits.multiprocessors)))
+    share = tile_bytes * tiles // (BLOCKS * traits.multiprocessors)
+    job = min(job_bytes, max(LEAST_JOB_BYTES, share))
     parts = max(1, min(most_parts, _ceil(tile_bytes, job)))
     chunk = _ceil(steps, parts)
-    threads = max(_power(_ceil(chunk * lanes, PER_THREAD), *THREADS), lanes)
+    threads = _threads(chunk * lanes, lanes, THREADS)
     stride = 4 * threads // lanes  # whole rounds of four accesses per thread
     if chunk > stride:
         chunk = _ceil(chunk, stride) * stride
@@ -122,7 +136,8 @@ def plan_passes(groups, steps, rows, columns, width, real, arrays, traits, warps
         False in the simulator.
     """
     lanes = _lanes(groups, rows, width)
-    return _cut(groups, lanes, steps, columns, width, real, arrays, traits, warps, 1 << 30)
+    cut = groups, lanes, steps, columns, width, real, arrays, traits, warps
+    return _cut(*cut, PASS_BYTES, 1 << 30)
 
 
 @lru_cache(maxsize=4096)
@@ -137,7 +152,10 @@ def plan_sweeps(groups, steps, rows, columns, width, real, arrays, traits, warps
     lanes = most
     while True:
         tile_bytes = steps * lanes * width * arrays
-        threads = max(_power(_ceil(steps * lanes, PER_THREAD), *THREADS), lanes)
+        # As many tiles as fit into shared memory have the threads of one multiprocessor.
+        fitting = max(1, traits.shared // max(1, tile_bytes))
+        most_threads = max(THREADS, MOST_THREADS >> (fitting.bit_length() - 1))
+        threads = _threads(steps * lanes, lanes, most_threads)
         scratch = _scratch(threads, lanes, columns, real, warps)
         per_thread = _ceil(steps, threads // lanes)
         shared = scratch + per_thread * threads * width * arrays
@@ -148,10 +166,9 @@ def plan_sweeps(groups, steps, rows, columns, width, real, arrays, traits, warps
         if lanes * width <= SECTOR_BYTES or lanes == 1:
             break
         lanes //= 2
-    lanes = most
-    tile_bytes = steps * lanes * width * arrays
+    tile_bytes = steps * most * width * arrays
     if tile_bytes > traits.l2 // TILE_SHARE:
         return None
-    cut = _cut(groups, lanes, steps, columns, width, real, arrays, traits, warps, MOST_PARTS)
-    group = max(1, min(cut.tiles, traits.l2 // GROUP_SHARE // tile_bytes))
-    return cut._replace(group=group)
+    cut = groups, most, steps, columns, width, real, arrays, traits, warps
+    plan = _cut(*cut, SWEEP_BYTES, MOST_PARTS)
+    return plan._replace(group=max(1, min(plan.tiles, traits.l2 // GROUP_SHARE // tile_bytes)))
