@@ -63,3 +63,17 @@ def test_each_ticket_of_a_swept_kernel_is_one_job_and_waits_for_earlier_ones_alo
         """,
         env={"NUMBA_ENABLE_CUDASIM": "1"},
     )
+
+
+def test_fewer_channels_are_taken_at_a_time_where_the_cache_holds_their_rows():
+    run_python(
+        """
+        from bnnumba.gpu.plan import Traits, plan_sweeps
+        device = Traits((9, 0), 132, 227 << 10, 50 << 20)
+        plans = {n: plan_sweeps(64, n, True, 4, 16, 4, 1, device) for n in
+                 (1000, 100_000, 200_000, 400_000, 1_000_000)}
+        assert [plan and (plan.lanes, plan.group) for plan in plans.values()] == [
+            (8, 8), (8, 1), (4, 1), (2, 1), None]
+        """,
+        env={"NUMBA_ENABLE_CUDASIM": "1"},
+    )

@@ -21,7 +21,7 @@ PER_THREAD = 8
 # Blocks that a multiprocessor should have.
 BLOCKS = 8
 # Bytes of a row of x[r, c] that a block takes, a cache line, and the lanes that share them. Fewer,
-# down to a sector of the cache, where all rows then fit into shared memory.
+# down to a sector of the cache, where all rows then fit into shared memory or the L2 cache.
 LINE_BYTES = 128
 SECTOR_BYTES = 32
 LANES = 32
@@ -97,7 +97,7 @@ def _cut(groups, lanes, steps, columns, width, real, arrays, traits, warps, job_
     job = min(job_bytes, max(LEAST_JOB_BYTES, share))
     parts = max(1, min(most_parts, _ceil(tile_bytes, job)))
     chunk = _ceil(steps, parts)
-    threads = _threads(chunk * lanes, lanes, THREADS)
+    threads = _threads(chunk * lanes * arrays, lanes, THREADS)
     stride = 4 * threads // lanes  # whole rounds of four accesses per thread
     if chunk > stride:
         chunk = _ceil(chunk, stride) * stride
@@ -108,6 +108,12 @@ def _cut(groups, lanes, steps, columns, width, real, arrays, traits, warps, job_
 
 def _lanes(groups, rows, width):
     return _power(min(groups, LINE_BYTES // width), 1, LANES) if rows else 1
+
+
+def _narrower(lanes, width):
+    """Return so many lanes, and half as many again and again, of a sector at least."""
+    halves = [lanes >> i for i in range(lanes.bit_length())]
+    return [few for few in halves if few == lanes or few * width >= SECTOR_BYTES]
 
 
 @lru_cache(maxsize=4096)
@@ -148,14 +154,13 @@ def plan_sweeps(groups, steps, rows, columns, width, real, arrays, traits, warps
     unless there are too few of them to keep the device busy; next best is a group of tiles that
     fits into the L2 cache.
     """
-    most = _lanes(groups, rows, width)
-    lanes = most
-    while True:
+    narrower = _narrower(_lanes(groups, rows, width), width)
+    for lanes in narrower:
         tile_bytes = steps * lanes * width * arrays
         # As many tiles as fit into shared memory have the threads of one multiprocessor.
         fitting = max(1, traits.shared // max(1, tile_bytes))
         most_threads = max(THREADS, MOST_THREADS >> (fitting.bit_length() - 1))
-        threads = _threads(steps * lanes, lanes, most_threads)
+        threads = _threads(steps * lanes * arrays, lanes, most_threads)
         scratch = _scratch(threads, lanes, columns, real, warps)
         per_thread = _ceil(steps, threads // lanes)
         shared = scratch + per_thread * threads * width * arrays
@@ -163,12 +168,11 @@ def plan_sweeps(groups, steps, rows, columns, width, real, arrays, traits, warps
         busy = tiles >= traits.multiprocessors // 2 or tile_bytes <= 2 * LEAST_JOB_BYTES
         if shared <= traits.shared and busy:
             return Plan(lanes, tiles, threads, 1, steps, 0, scratch, shared)
-        if lanes * width <= SECTOR_BYTES or lanes == 1:
-            break
-        lanes //= 2
-    tile_bytes = steps * most * width * arrays
-    if tile_bytes > traits.l2 // TILE_SHARE:
-        return None
-    cut = groups, most, steps, columns, width, real, arrays, traits, warps
-    plan = _cut(*cut, SWEEP_BYTES, MOST_PARTS)
-    return plan._replace(group=max(1, min(plan.tiles, traits.l2 // GROUP_SHARE // tile_bytes)))
+    for lanes in narrower:
+        tile_bytes = steps * lanes * width * arrays
+        if tile_bytes <= traits.l2 // TILE_SHARE:
+            cut = groups, lanes, steps, columns, width, real, arrays, traits, warps
+            plan = _cut(*cut, SWEEP_BYTES, MOST_PARTS)
+            group = max(1, min(plan.tiles, traits.l2 // GROUP_SHARE // tile_bytes))
+            return plan._replace(group=group)
+    return None
