@@ -347,7 +347,7 @@ def cut(constants):
     def put(values):
         for name, value in values.items():
             setattr(plan, name, value)
-        for function in (plan.plan_passes, plan.plan_sweeps):
+        for function in (plan.plan_passes, plan.plan_sweeps, plan.plan_merge):
             function.cache_clear()
 
     usual = {name: getattr(plan, name) for name in constants}

@@ -58,10 +58,10 @@ def regime(request, monkeypatch):
         small = {"LEAST_THREADS": 8, "THREADS": 16, "MOST_THREADS": 16, "LEAST_JOB_BYTES": 128}
         for name, value in {**small, "PASS_BYTES": 512, "SWEEP_BYTES": 512}.items():
             monkeypatch.setattr(plan, name, value)
-    for function in (plan.plan_passes, plan.plan_sweeps):
+    for function in (plan.plan_passes, plan.plan_sweeps, plan.plan_merge):
         function.cache_clear()
     yield request.param
-    for function in (plan.plan_passes, plan.plan_sweeps):
+    for function in (plan.plan_passes, plan.plan_sweeps, plan.plan_merge):
         function.cache_clear()
 
 

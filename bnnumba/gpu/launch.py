@@ -9,7 +9,7 @@ import numpy as np
 from . import copy, kernels
 from .arrays import DeviceArray
 from .jit import SIMULATED
-from .plan import plan_passes, plan_sweeps, widest
+from .plan import plan_merge, plan_passes, plan_sweeps, widest
 from .simd import KINDS
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "canonical",
     "copy_array",
     "kernels_of",
+    "merging",
     "passes",
     "real_of",
     "sweeps",
@@ -150,6 +151,11 @@ def _plan(function, view, arrays, traits):
 def passes(view, arrays, traits):
     """Return the plan of a single sweep over `arrays` arrays."""
     return _plan(plan_passes, view, arrays, traits)
+
+
+def merging(view, plan):
+    """Return the threads and the bytes of shared memory that merge a plan's partial results."""
+    return plan_merge(plan.lanes, plan.parts, view.columns, real_of(view.kind).itemsize, WARPS)
 
 
 def sweeps(view, arrays, traits):

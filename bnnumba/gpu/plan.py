@@ -11,7 +11,7 @@ nothing is on its way meanwhile, which is half of the time where a thread has ei
 from functools import lru_cache
 from typing import NamedTuple
 
-__all__ = ["Plan", "Traits", "plan_passes", "plan_sweeps", "widest"]
+__all__ = ["Plan", "Traits", "plan_merge", "plan_passes", "plan_sweeps", "widest"]
 
 # Threads of a block: at least, at most, and where shared memory leaves room for one block only
 # (`jit.MAX_THREADS`).
@@ -144,6 +144,13 @@ def plan_passes(groups, steps, rows, columns, width, real, arrays, traits, warps
     lanes = _lanes(groups, rows, width)
     cut = groups, lanes, steps, columns, width, real, arrays, traits, warps
     return _cut(*cut, PASS_BYTES, 1 << 30)
+
+
+@lru_cache(maxsize=4096)
+def plan_merge(lanes, parts, columns, real, warps=True):
+    """Return the threads, and bytes of shared memory, of a block that merges partial results."""
+    threads = max(_power(parts * lanes, LEAST_THREADS, MOST_THREADS), lanes)
+    return threads, _scratch(threads, lanes, columns, real, warps)
 
 
 @lru_cache(maxsize=4096)
