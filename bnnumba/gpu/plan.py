@@ -5,7 +5,7 @@ All thresholds stand here. They are what the arithmetic of caches and latencies 
 
 Kernels of 64 to 96 registers leave a multiprocessor 640 to 1024 threads, whichever blocks they are
 in. In small blocks some load while others add up, wait or write: with one block of 512 threads
-nothing is on its way meanwhile, which is half of the time where a thread has eight accesses.
+nothing is on its way meanwhile, by an estimate half of the time where a thread has eight accesses.
 """
 
 from functools import lru_cache
