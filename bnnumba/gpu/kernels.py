@@ -8,10 +8,10 @@ Arguments are addresses, extents and strides (in elements); 0 is the address of 
 A *resident* kernel keeps its tile in shared memory between the two sweeps. A *swept* kernel goes
 over groups of tiles small enough for the L2 cache, so that the second sweep reads them from there:
 blocks draw tickets, in the order sweep 1 of group 0, sweep 1 of group 1, sweep 2 of group 0, sweep
-1 of group 2, ... Who is the last to report a part of a tile merges the partial results of all,
-for which a block that sweeps the tile a second time waits. Those have earlier tickets, and their
-blocks wait for nothing, so that this ends whatever else the device does and in whatever order
-blocks start.
+1 of group 2, ... The block that is the last to report a part of a tile merges the partial results
+of all parts, and blocks that sweep the tile a second time wait for that. The parts have earlier
+tickets, and their blocks wait for nothing, so that this ends whatever else the device does and in
+whatever order blocks start.
 """
 
 from types import SimpleNamespace

@@ -165,7 +165,7 @@ def plan_sweeps(groups, steps, rows, columns, width, real, arrays, traits, warps
     for lanes in narrower:
         tile_bytes = steps * lanes * width * arrays
         # As many tiles as fit into shared memory have the threads of one multiprocessor.
-        fitting = max(1, traits.shared // max(1, tile_bytes))
+        fitting = max(1, traits.shared // tile_bytes)
         most_threads = max(THREADS, MOST_THREADS >> (fitting.bit_length() - 1))
         threads = _threads(steps * lanes * arrays, lanes, most_threads)
         scratch = _scratch(threads, lanes, columns, real, warps)
