@@ -100,11 +100,7 @@ def _startup(results):
         "import bnnumba, in times of import numba", 1.3, False, "x", own and own / base, note
     )
     cached, cold = "first forward, cached", "first forward and backward, cold"
-    bare = medians.get("first forward, cached, no SciPy")
-    note = f"{bare:.2f} s where there is no SciPy for Numba to import" if bare else ""
-    yield Goal(
-        "first call of a process, from the cache", 0.5, False, "s", medians.get(cached), note
-    )
+    yield Goal("first call of a process, from the cache", 0.5, False, "s", medians.get(cached))
     yield Goal("forward and backward without a cache", 6.0, False, "s", medians.get(cold))
 
 

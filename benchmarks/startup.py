@@ -49,10 +49,6 @@ def imports(modules, rounds):
     return times
 
 
-def first_calls(cache_dir, scipy=True):
-    """Seconds of a process's first forward call, and of first forward plus first backward.
-
-    Where SciPy is installed, Numba imports a part of it when it first compiles or loads a function.
-    """
-    hidden = "" if scipy else "import sys; sys.modules['scipy'] = None"
-    return _run(hidden + _FIRST_CALLS, NUMBA_CACHE_DIR=str(cache_dir))
+def first_calls(cache_dir):
+    """Seconds of a process's first forward call, and of first forward plus first backward."""
+    return _run(_FIRST_CALLS, NUMBA_CACHE_DIR=str(cache_dir))

@@ -11,8 +11,6 @@ FIRST_CALLS = (
     "first forward and backward, cached",
     "first forward, cold",
     "first forward and backward, cold",
-    "first forward, cached, no SciPy",
-    "first forward and backward, cached, no SciPy",
 )
 
 
@@ -26,8 +24,8 @@ def times(request, tmp_path_factory):
         cache = tmp_path_factory.mktemp("cache")
         cold = startup.first_calls(cache)
         for _ in range(1 if smoke else 3):
-            cached, bare = startup.first_calls(cache), startup.first_calls(cache, scipy=False)
-            for name, seconds in zip(FIRST_CALLS, cached + cold + bare, strict=True):
+            cached = startup.first_calls(cache)
+            for name, seconds in zip(FIRST_CALLS, cached + cold, strict=True):
                 found[name].append(seconds)
     return found
 

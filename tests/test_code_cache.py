@@ -130,6 +130,14 @@ def test_a_second_process_compiles_nothing(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_only_compiling_needs_is_not_imported_to_load(tmp_path):
+    # Numba imports all that it can compile, and with it SciPy: most of the time of a first call.
+    code = MOMENTS + "; import sys; print('numba.np.linalg' in sys.modules)"
+    for compiles in True, False:
+        assert run_python(code, env={"NUMBA_CACHE_DIR": tmp_path}).stdout == f"{compiles}\n"
+
+
+@pytest.mark.slow
 def test_a_changed_helper_is_not_served_from_the_cache(tmp_path):
     # Numba's own cache watches only the file of the function, not of what that calls.
     copy, cache = tmp_path / "bnnumba", tmp_path / "cache"

@@ -7,6 +7,7 @@ import numba
 from numba import config
 from numba.core import sigutils
 from numba.core.ccallback import CFunc
+from numba.core.runtime import rtsys
 
 from ..code_cache import code_files, forgiving, not_kept, source_stamp
 from ..compiling import compiling, uninterrupted
@@ -17,6 +18,20 @@ from ..errors import BackendError
 # fastmath stays off: NaN and infinity must survive, and the order of additions is the contract
 # ("same bits every time"). What may be fused to an FMA says so itself (lanewise.fma).
 OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+
+def _loader(cache):
+    """Return a function that loads a version, without what only compiling needs.
+
+    Numba's own first imports all that it can compile, SciPy and a parser of C among it, which takes
+    several times as long as the rest of a first call.
+    """
+
+    def load(signature, context):
+        rtsys.initialize(context)  # the one part of that which compiled code calls
+        return cache._load_overload(signature, context)
+
+    return load
 
 
 def _keep(compiled, function):
@@ -31,7 +46,7 @@ def _keep(compiled, function):
     # Also of the options here.
     places = pathlib.Path(function.__code__.co_filename).parent, pathlib.Path(__file__).parent
     cache._cache_file = code_files(cache._impl, source_stamp(*places))
-    cache.load_overload = forgiving(cache.load_overload)
+    cache.load_overload = forgiving(_loader(cache))
     cache.save_overload = forgiving(cache.save_overload, not_kept)
 
 
