@@ -8,7 +8,7 @@
 typedef int result;
 enum { OK = 0, INVALID = 1, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
-static void *current, *below;
+static _Thread_local void *current, *below;
 static int context, module, function;
 
 static result cuInit(unsigned flags) {

@@ -57,7 +57,7 @@ def test_a_launch_gets_its_arguments_on_the_stream_of_x_and_in_the_context_of_it
         integers=16, reals=4,
     )  # fmt: skip
     assert [line.split()[0] for line in lines if not line[0].isdigit()] == [
-        "set", "load", "launch",  # loaded once
+        "set", "set", "load", "launch",  # loaded once, by a thread that no interrupt ends
         "launch",
         "wait",  # numbers for the host
     ]  # fmt: skip
@@ -84,7 +84,7 @@ def test_a_context_that_is_current_is_so_after_a_call(driver):
         integers=16, reals=4,
     )  # fmt: skip
     assert [line.split()[0] for line in lines] == [
-        "set", "push", "load", "launch", "pop", "push", "launch", "pop", "current",
+        "set", "push", "set", "load", "launch", "pop", "push", "launch", "pop", "current",
     ]  # fmt: skip
     assert lines[-1] == "current 64"
 
@@ -99,13 +99,37 @@ def test_much_shared_memory_is_asked_for_once(driver):
         integers=16, reals=4,
     )  # fmt: skip
     assert [line.split()[0] for line in lines] == [
-        "set", "load", "attribute", "launch", "launch",
+        "set", "set", "load", "attribute", "launch", "launch",
     ]  # fmt: skip
-    _, name, size = lines[2].split()
+    _, name, size = lines[3].split()
     assert name == "8"  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     assert int(size) == 232448  # all there is: no launch, of whatever thread, needs more
-    shared = int(lines[3].split("shared ")[1].split()[0])
+    shared = int(lines[4].split("shared ")[1].split()[0])
     assert 48 * 1024 < shared <= int(size)
+
+
+def test_an_interrupt_does_not_end_what_compiles_a_kernel(driver, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    lines = driver(
+        """
+            import signal
+            bn.moments(StandIn(np.ones((9, 5), np.float32)))  # imports what compiles
+            x = StandIn(np.ones((4, 8, 64), np.float32))
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            try:
+                bn.moments(x)
+            except KeyboardInterrupt:
+                print("interrupted")
+            bn.moments(x)
+        """,
+        integers=12, reals=2,
+    )  # fmt: skip
+    assert [line for line in lines if "launch" not in line and line != "wait"] == [
+        "set", "set", "load",
+        "set", "interrupted", "load",  # by the thread that goes on
+        "set",
+    ]  # fmt: skip
 
 
 def test_an_error_of_the_driver_is_an_error_of_bnnumba(driver):

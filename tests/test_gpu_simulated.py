@@ -41,6 +41,32 @@ def test_the_simulator_notices_an_access_outside_of_all_arrays():
     )
 
 
+def test_the_simulator_notices_a_barrier_that_some_threads_do_not_come_to():
+    run_python(
+        """
+        from bnnumba.gpu import simulator
+
+        def kernel(meeting, seen):
+            simulator.sync()
+            seen.append((simulator.block(), simulator.thread()))
+            if simulator.thread() < meeting:
+                simulator.sync()
+
+        seen = []
+        for meeting in 0, 4:
+            simulator.simulate(kernel, 3, 4, 0, (meeting, seen))
+        assert seen == 2 * [(block, thread) for block in range(3) for thread in range(4)]
+        try:
+            simulator.simulate(kernel, 1, 4, 0, (3, seen))
+        except ValueError as error:
+            assert "3 of 4 threads" in str(error)
+        else:
+            raise AssertionError
+        """,
+        env={"NUMBA_ENABLE_CUDASIM": "1"},
+    )
+
+
 def test_each_ticket_of_a_swept_kernel_is_one_job_and_waits_for_earlier_ones_alone():
     run_python(
         """

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import cuda as numba_cuda
 
-from ..compiling import compiling
+from ..compiling import compiling, uninterrupted
 from ..errors import BackendError
 from .jit import SIMULATED
 from .plan import Traits
@@ -128,8 +128,8 @@ class Device:
         self._loaded = {}
 
     def _load(self, kernel):
-        """Compile a kernel for this device and load it."""
-        with compiling():
+        """Compile a kernel for this device and load it, in whichever thread."""
+        with compiling(), self:
             if kernel in self._loaded:
                 return self._loaded[kernel]
             name, code = kernel.ptx(self.traits.capability)
@@ -145,7 +145,7 @@ class Device:
 
     def launch(self, kernel, stream, grid, threads, shared, *arguments):
         """Launch a kernel on a stream of this device."""
-        loaded = self._loaded.get(kernel) or self._load(kernel)
+        loaded = self._loaded.get(kernel) or uninterrupted(self._load, kernel)
         if shared > loaded.most_shared:
             name = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _check(cuda.cuFuncSetAttribute(loaded.function, name, self.traits.shared))

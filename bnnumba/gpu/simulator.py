@@ -1,10 +1,11 @@
 """What kernels are made of, in Python, for the arrays of Numba's CUDA simulator.
 
 The twin of `bnnumba.gpu.jit`, `simd` and `memory`: vectors are small NumPy arrays, addresses those
-of host memory. Every access is checked to lie in memory that was registered, and every
-barrier to be met by all threads of a block. Blocks run one after another.
+of host memory. Every access is checked to lie in memory that was registered, and every barrier to
+be met by all threads of a block. Blocks run one after another, the threads of a block in turns,
+each up to the next barrier.
 
-Numba's own simulation of a launch polls its threads, which takes five times as long.
+Numba's own simulation of a launch has a thread of Python's for each, which takes far longer.
 """
 
 import ctypes
@@ -14,14 +15,14 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 
+from ..errors import BackendError
+
 __all__ = ["MEMORY", "inlined", "machine", "register", "simulate"]
 
 # Address and size of the arrays that kernels may touch.
 MEMORY: dict[int, int] = {}
-# Who a thread is, and what it shares with the others of its block.
-_self = threading.local()
-# What all threads of a block must meet within: far longer than any of them takes.
-_SECONDS = 60
+# Which thread of which block runs, what it shares with the others of its block, and who comes next.
+_now = threading.local()
 _DTYPES = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
@@ -35,19 +36,19 @@ def inlined(function):
 
 
 def thread():
-    return _self.thread
+    return _now.thread
 
 
 def threads():
-    return _self.barrier.parties
+    return _now.threads
 
 
 def block():
-    return _self.block
+    return _now.block
 
 
 def sync():
-    _self.barrier.wait(_SECONDS)
+    _now.scheduler.switch()
 
 
 def like(vector, scalar):
@@ -93,7 +94,7 @@ def atomic_add(address, index, value):
 
 def _shared(offset, dtype, count):
     size = dtype.itemsize * count
-    found = _self.shared[offset : offset + size]
+    found = _now.shared[offset : offset + size]
     if found.size < size:
         msg = f"access to {size} bytes at {offset} of shared memory"
         raise ValueError(msg)
@@ -166,26 +167,26 @@ def register(array):
 
 
 def simulate(function, grid, threads, shared, arguments):
-    """Run a kernel block by block, its threads as Python's."""
-    barrier = threading.Barrier(threads)
-    memory = np.full(shared, 0xFF, np.uint8)  # NaN, whichever float is read
-    errors = []
+    """Run a kernel."""
+    try:
+        import greenlet
+    except ImportError as error:
+        msg = "bnnumba needs greenlet for Numba's CUDA simulator: pip install greenlet"
+        raise BackendError(msg) from error
 
-    def run(number):
-        _self.thread, _self.barrier, _self.shared = number, barrier, memory
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                for _self.block in range(grid):
-                    function(*arguments)
-                    sync()  # the next block has the same shared memory
-        except Exception as error:
-            errors.append(error)
-            barrier.abort()
+    def run():
+        with np.errstate(over="ignore", invalid="ignore"):
+            function(*arguments)
 
-    team = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
-    for member in team:
-        member.start()
-    for member in team:
-        member.join()
-    if errors:
-        raise errors[0]
+    _now.threads, _now.scheduler = threads, greenlet.getcurrent()
+    for _now.block in range(grid):
+        _now.shared = np.full(shared, 0xFF, np.uint8)  # NaN, whichever float is read
+        team = [greenlet.greenlet(run) for _ in range(threads)]
+        while team:
+            for _now.thread, member in enumerate(team):
+                member.switch()
+            waiting = [member for member in team if not member.dead]
+            if 0 < len(waiting) < threads:
+                msg = f"a barrier that {len(waiting)} of {threads} threads come to"
+                raise ValueError(msg)
+            team = waiting
