@@ -188,7 +188,8 @@ def _cuda_kernels(dtypes: list[str], capability: tuple[int, int]) -> _Work:
             count = widest(KINDS[dtype], columns_contiguous, capability)
             found = kernels_of(dtype, count, count if columns_contiguous else 1, parameter)
             for name, kernel in vars(found).items():
-                yield f"{name} {view} {dtype} {wanted}", functools.partial(kernel.ptx, capability)
+                compile_it = functools.partial(kernel.machine_code, capability)
+                yield f"{name} {view} {dtype} {wanted}", compile_it
 
 
 def _capability(text: str) -> tuple[int, int]:

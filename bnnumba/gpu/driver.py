@@ -18,7 +18,7 @@ if SIMULATED:
 else:
     from cuda.bindings import driver as cuda
 
-__all__ = ["Device", "assemble", "device", "device_of", "new_array"]
+__all__ = ["Device", "device", "device_of", "new_array"]
 
 # Shared memory that a block may use without asking for more.
 _PLAIN_SHARED = 48 * 1024
@@ -32,25 +32,6 @@ def _check(found):
         msg = f"CUDA: {text.decode() if text else status}"
         raise BackendError(msg)
     return results[0] if results else None
-
-
-def assemble(ptx, capability):
-    """Return the machine code that nvJitLink makes of PTX, and its report."""
-    from cuda.bindings import nvjitlink
-
-    options = [f"-arch=sm_{capability[0]}{capability[1]}", "-verbose"]
-    handle = nvjitlink.create(len(options), options)
-    try:
-        text = ptx.encode()
-        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, text, len(text), "bnnumba")
-        nvjitlink.complete(handle)
-        code = bytearray(nvjitlink.get_linked_cubin_size(handle))
-        nvjitlink.get_linked_cubin(handle, code)
-        report = bytearray(nvjitlink.get_info_log_size(handle))
-        nvjitlink.get_info_log(handle, report)
-    finally:
-        nvjitlink.destroy(handle)
-    return bytes(code), report.decode().rstrip("\0")
 
 
 class _Packed:
@@ -132,12 +113,7 @@ class Device:
         with compiling(), self:
             if kernel in self._loaded:
                 return self._loaded[kernel]
-            name, code = kernel.ptx(self.traits.capability)
-            try:
-                code, _ = assemble(code, self.traits.capability)
-            except Exception:  # no nvJitLink, or an older one, whose error is no RuntimeError
-                # The driver assembles PTX that is not newer than itself.
-                code = code.encode()
+            name, code = kernel.machine_code(self.traits.capability)
             module = _check(cuda.cuModuleLoadData(code))
             function = _check(cuda.cuModuleGetFunction(module, name.encode()))
             self._loaded[kernel] = loaded = _Loaded(kernel, function)

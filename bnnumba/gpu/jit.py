@@ -20,7 +20,17 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from ..code_cache import code_files, forgiving, not_kept, source_stamp
 
-__all__ = ["MAX_THREADS", "SIMULATED", "Kernel", "block", "inlined", "sync", "thread", "threads"]
+__all__ = [
+    "MAX_THREADS",
+    "SIMULATED",
+    "Kernel",
+    "assemble",
+    "block",
+    "inlined",
+    "sync",
+    "thread",
+    "threads",
+]
 
 SIMULATED = bool(cuda.config.ENABLE_CUDASIM) if hasattr(cuda, "config") else False
 # Threads of a block at most: 128 registers are left to each, more than any kernel uses.
@@ -88,6 +98,32 @@ def _compilers():
     return version, debug, nvvm, found.st_size, found.st_mtime_ns
 
 
+def _assembler():
+    """Return what machine code depends on besides its PTX."""
+    from cuda.bindings import nvjitlink
+
+    return nvjitlink.version()
+
+
+def assemble(ptx, capability):
+    """Return the machine code that nvJitLink makes of PTX, and its report."""
+    from cuda.bindings import nvjitlink
+
+    options = [f"-arch=sm_{capability[0]}{capability[1]}", "-verbose"]
+    handle = nvjitlink.create(len(options), options)
+    try:
+        text = ptx.encode()
+        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, text, len(text), "bnnumba")
+        nvjitlink.complete(handle)
+        code = bytearray(nvjitlink.get_linked_cubin_size(handle))
+        nvjitlink.get_linked_cubin(handle, code)
+        report = bytearray(nvjitlink.get_info_log_size(handle))
+        nvjitlink.get_info_log(handle, report)
+    finally:
+        nvjitlink.destroy(handle)
+    return bytes(code), report.decode().rstrip("\0")
+
+
 class Kernel:
     """A kernel, compiled for a device when it is first wanted there, or taken from the cache.
 
@@ -112,15 +148,30 @@ class Kernel:
 
     def ptx(self, capability):
         """Return the entry point's name and the PTX for a compute capability such as (9, 0)."""
+        key = capability, _compilers()
+        return self._kept(key, lambda: self._compile(capability))
+
+    def machine_code(self, capability):
+        """Return the entry point's name and the machine code, or PTX where nothing assembles it."""
+        name, text = self.ptx(capability)
+        try:
+            key = capability, _compilers(), _assembler()
+            return name, self._kept(key, lambda: assemble(text, capability)[0])
+        except Exception:  # no nvJitLink, or an older one, whose error is no RuntimeError
+            # The driver assembles PTX that is not newer than itself.
+            return name, text.encode()
+
+    def _kept(self, key, make):
+        """Return what stands under a key in the cache, after making it if there is none."""
         try:
             place = CompileResultCacheImpl(self.function)
         except RuntimeError:  # no directory for the cache can be written
-            return self._compile(capability)
+            return make()
         files = code_files(place, source_stamp(pathlib.Path(__file__).parent))
-        key = self.variant, self.format, capability, _compilers()
+        key = self.variant, self.format, *key
         found = forgiving(files.load)(key)
         if found is None:
-            found = self._compile(capability)
+            found = make()
             forgiving(files.save, not_kept)(key, found)
         return found
 
