@@ -14,6 +14,7 @@ from .gradient_sums import (
     accumulate_gradient_columns,
     accumulate_gradient_part,
     accumulate_gradient_row,
+    accumulate_short_gradient_rows,
 )
 from .integers import maximum, minimum
 from .jit import inlined
@@ -48,6 +49,7 @@ from .sums import (
     repeat_columns,
     row_after,
     row_group,
+    rows_at_once,
     rows_of_run,
     rows_together,
     sum_columns,
@@ -63,22 +65,31 @@ def reduce_slab_ncs(x, dy, slab, begin, end, plan, work, mean, sum_dy, sum_dy_xm
         at = (c - begin) * 8 * WORKSPACE
         store(work, at, zeros_f64x16())
         store(work, at + 16, zeros_f64x16())
-    rows = rows_of_run(s1 - s0)
-    for i in range(n0, n1):
-        folds = (i + 1 - n0) % rows == 0
-        row_ahead = next_sweep(x, i + 1, begin, end)
-        grad_ahead = next_sweep(dy, i + 1, begin, end)
+    together, rows = rows_at_once(s1 - s0), rows_of_run(s1 - s0)
+    stride, grad_stride = x.strides[0] // x.itemsize, dy.strides[0] // dy.itemsize
+    for i in range(n0, n1, together):
+        folds = (i + together - n0) % rows == 0
+        row_ahead = next_sweep(x, i + together, begin, end)
+        grad_ahead = next_sweep(dy, i + together, begin, end)
         for c in range(begin, end):
             at = (c - begin) * 8 * WORKSPACE
             turn = span - (c - begin) * s
             row, grad = row_at(x, (i, c)), row_at(dy, (i, c))
-            for first in range(s0, s1, SEGMENT):
-                last = minimum(s1, first + SEGMENT)
-                accumulate_gradient_row(
-                    row, grad, first, last, mean[c], row_ahead, grad_ahead, turn, work, at
-                )
+            if together == 2 and i + 1 < n1:
+                accumulate_short_gradient_rows(
+                    row, grad, stride, grad_stride, s0, s1, mean[c], row_ahead, grad_ahead, turn,
+                    work, at,
+                )  # fmt: skip
                 if folds:
                     fold(work, at, at + 16)
+            else:
+                for first in range(s0, s1, SEGMENT):
+                    last = minimum(s1, first + SEGMENT)
+                    accumulate_gradient_row(
+                        row, grad, first, last, mean[c], row_ahead, grad_ahead, turn, work, at
+                    )
+                    if folds:
+                        fold(work, at, at + 16)
     for c in range(begin, end):
         at = (c - begin) * 8 * WORKSPACE
         sum_dy[c] = hsum(load_f64(work, at) + load_f64(work, at + 16))

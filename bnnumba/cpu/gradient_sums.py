@@ -1,10 +1,10 @@
 """Sums of dy and of dy * (x - mean) over rows and columns."""
 
-from .lanewise import difference, fma
-from .memory import load_f64, load_f64_part, load_f64x16, load_lanes, store
+from .lanewise import difference, difference_part, fma
+from .memory import load_f64, load_f64_part, load_f64x16, load_lanes, moved, store
 from .parts import part
 from .prefetching import BLOCK, prefetch, prefetch_run
-from .simd import blend, half_sum, splat_f64, zeros_f64x16
+from .simd import half_sum, joined, zeros_f64x16
 
 
 @part
@@ -34,7 +34,52 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
     if i < s1:
         live = s1 - i
         e = load_f64_part(grad, i, live)
-        d = blend(difference(load_f64_part(row, i, live), mean), splat_f64(0.0), live)
+        d = difference_part(load_f64_part(row, i, live), mean, live)
+        total, product = total + e, fma(e, d, product)
+    store(sums, at, total)
+    store(sums, at + 8, product)
+
+
+@part
+def accumulate_short_gradient_rows(
+    row, grad, stride, grad_stride, s0, s1, mean, row_ahead, grad_ahead, turn, sums, at
+):
+    """Do `accumulate_gradient_row` for the rows of one channel in two images.
+
+    Those of x are `stride` elements apart, those of dy `grad_stride`.
+    """
+    other, other_grad = moved(row, stride), moved(grad, grad_stride)
+    other_ahead, other_grad_ahead = moved(row_ahead, stride), moved(grad_ahead, grad_stride)
+    a = q = zeros_f64x16()
+    i = s0
+    while i + BLOCK <= s1:
+        prefetch_run(row, row_ahead, i, turn)
+        prefetch_run(other, other_ahead, i, turn)
+        prefetch_run(grad, grad_ahead, i, turn)
+        prefetch_run(other_grad, other_grad_ahead, i, turn)
+        for _ in range(8):
+            g = joined(load_f64(grad, i), load_f64(other_grad, i))
+            d = difference(joined(load_f64(row, i), load_f64(other, i)), mean)
+            a, q = a + g, fma(g, d, q)
+            i += 8
+    if i < s1:
+        prefetch_run(row, row_ahead, i, turn)
+        prefetch_run(other, other_ahead, i, turn)
+        prefetch_run(grad, grad_ahead, i, turn)
+        prefetch_run(other_grad, other_grad_ahead, i, turn)
+    while i + 8 <= s1:
+        g = joined(load_f64(grad, i), load_f64(other_grad, i))
+        d = difference(joined(load_f64(row, i), load_f64(other, i)), mean)
+        a, q = a + g, fma(g, d, q)
+        i += 8
+    total, product = load_f64(sums, at) + half_sum(a), load_f64(sums, at + 8) + half_sum(q)
+    if i < s1:
+        live = s1 - i
+        e = load_f64_part(grad, i, live)
+        d = difference_part(load_f64_part(row, i, live), mean, live)
+        total, product = total + e, fma(e, d, product)
+        e = load_f64_part(other_grad, i, live)
+        d = difference_part(load_f64_part(other, i, live), mean, live)
         total, product = total + e, fma(e, d, product)
     store(sums, at, total)
     store(sums, at + 8, product)

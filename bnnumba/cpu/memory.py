@@ -112,6 +112,16 @@ def row_at(typingctx, array, index):
 
 
 @intrinsic
+def moved(typingctx, row, count):
+    """Return the row that begins `count` elements after another one."""
+
+    def codegen(context, builder, sig, args):
+        return builder.gep(args[0], [args[1]])
+
+    return row(row, types.int64), codegen
+
+
+@intrinsic
 def shaped(typingctx, like, numbers, first, shape):
     """Return the contiguous array of a shape that begins at ``numbers[first]``.
 

@@ -11,7 +11,7 @@ be rounded the same way, and such errors do not average out.
 
 from .integers import minimum
 from .jit import inlined
-from .lanewise import difference, fma, rounded, zero_where_less
+from .lanewise import difference, difference_part, fma, rounded, zero_where_less
 from .memory import (
     element,
     fill,
@@ -19,12 +19,13 @@ from .memory import (
     load_f64_part,
     load_f64x16,
     load_lanes,
+    moved,
     row_at,
     store,
 )
 from .parts import part
 from .prefetching import BLOCK, prefetch, prefetch_run
-from .simd import blend, half_sum, hsum, joined, splat_f64, zeros_f64x16
+from .simd import half_sum, hsum, joined, splat_f64, zeros_f64x16
 from .sums import first_columns, repeat_columns, sum_columns
 
 
@@ -60,15 +61,16 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
         i += 8
     if i < s1:
         live = s1 - i
-        e = blend(difference(load_f64_part(row, i, live), pivot), splat_f64(0.0), live)
+        e = difference_part(load_f64_part(row, i, live), pivot, live)
         total, square = total + e, fma(e, e, square)
     store(sums, at, total)
     store(sums, at + 8, square)
 
 
 @part
-def accumulate_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, sums, at):
-    """Do `accumulate_row` for the rows of one channel in two images."""
+def accumulate_short_rows(row, stride, s0, s1, pivot, ahead, turn, sums, at):
+    """Do `accumulate_row` for the rows of one channel in two images, `stride` elements apart."""
+    other, other_ahead = moved(row, stride), moved(ahead, stride)
     a = q = zeros_f64x16()
     i = s0
     while i + BLOCK <= s1:
@@ -87,9 +89,9 @@ def accumulate_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, s
         i += 8
     total, square = load_f64(sums, at) + half_sum(a), load_f64(sums, at + 8) + half_sum(q)
     if i < s1:
-        live, nothing = s1 - i, splat_f64(0.0)
-        e = blend(difference(load_f64_part(row, i, live), pivot), nothing, live)
-        f = blend(difference(load_f64_part(other, i, live), pivot), nothing, live)
+        live = s1 - i
+        e = difference_part(load_f64_part(row, i, live), pivot, live)
+        f = difference_part(load_f64_part(other, i, live), pivot, live)
         total, square = total + (e + f), fma(e, e, fma(f, f, square))
     store(sums, at, total)
     store(sums, at + 8, square)
@@ -126,12 +128,12 @@ def add_row(row, s0, s1, pivot, ahead, turn, sums, at):
 
 
 @inlined
-def add_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, sums, at):
+def add_short_rows(row, stride, s0, s1, pivot, ahead, turn, sums, at):
     """Do `accumulate_short_rows` with a pivot that may be 0."""
     if pivot == 0.0:
-        accumulate_short_rows(row, other, s0, s1, None, ahead, other_ahead, turn, sums, at)
+        accumulate_short_rows(row, stride, s0, s1, None, ahead, turn, sums, at)
     else:
-        accumulate_short_rows(row, other, s0, s1, pivot, ahead, other_ahead, turn, sums, at)
+        accumulate_short_rows(row, stride, s0, s1, pivot, ahead, turn, sums, at)
 
 
 @part

@@ -43,6 +43,7 @@ from .sums import (
     next_sweep,
     row_after,
     row_group,
+    rows_at_once,
     rows_of_run,
     rows_together,
     sum_columns,
@@ -51,9 +52,6 @@ from .sums import (
 # What the pivot is the mean of in the rc view: an eighth of a chunk, but no more values than these,
 # and rows; half as many values where rows are taken together, which has more chunks.
 PIVOT_VALUES, PIVOT_ROWS = 128, 16
-# Values of a row in a chunk up to which two rows are summed at a time: their accumulators are
-# loaded, added up and stored once for both (rows of 49: 17 % less time, of 196 none).
-PAIRED_ROW = 128
 
 
 @inlined
@@ -112,7 +110,7 @@ def merge_slabs(begin, end, n, s, plan, partial, mean, m2, rest):
 def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
     """Write the moments of one slab of x[n, c, s], the mean relative to `origin`."""
     n, _, s = x.shape
-    span = (end - begin) * s - prefetch_distance(x)
+    span, stride = (end - begin) * s - prefetch_distance(x), x.strides[0] // x.itemsize
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     for c in range(begin, end):
         first, last = element(row_at(x, (0, c)), 0), element(row_at(x, (n - 1, c)), s - 1)
@@ -126,22 +124,17 @@ def collect_slab_ncs(x, slab, begin, end, plan, work, mean, m2, origin):
             for c in range(begin, end):
                 at = (c - begin) * 8 * WORKSPACE
                 begin_rows(x, c, row0, row1, column0, column1, work, at)
-            together = 2 if column1 - column0 <= PAIRED_ROW else 1
-            rows = maximum(1, rows_of_run(column1 - column0) // together) * together
+            together, rows = rows_at_once(column1 - column0), rows_of_run(column1 - column0)
             for i in range(row0, row1, together):
                 folds = (i + together - row0) % rows == 0
                 ahead = next_sweep(x, i + together, begin, end)
-                other_ahead = next_sweep(x, i + together + 1, begin, end)
                 for c in range(begin, end):
                     at = (c - begin) * 8 * WORKSPACE
                     pivot = work[at + 32]
                     turn = span - (c - begin) * s
                     row = row_at(x, (i, c))
                     if together == 2 and i + 1 < row1:
-                        add_short_rows(
-                            row, row_at(x, (i + 1, c)), column0, column1, pivot, ahead,
-                            other_ahead, turn, work, at,
-                        )  # fmt: skip
+                        add_short_rows(row, stride, column0, column1, pivot, ahead, turn, work, at)
                         if folds:
                             fold(work, at, at + 16)
                     else:
