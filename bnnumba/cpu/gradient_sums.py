@@ -1,5 +1,6 @@
 """Sums of dy and of dy * (x - mean) over rows and columns."""
 
+from .integers import minimum
 from .lanewise import difference, difference_part, fma
 from .memory import load_f64, load_f64_part, load_f64x16, load_lanes, moved, store
 from .parts import part
@@ -52,26 +53,16 @@ def accumulate_short_gradient_rows(
     other_ahead, other_grad_ahead = moved(row_ahead, stride), moved(grad_ahead, grad_stride)
     a = q = zeros_f64x16()
     i = s0
-    while i + BLOCK <= s1:
+    while i + 8 <= s1:
         prefetch_run(row, row_ahead, i, turn)
         prefetch_run(other, other_ahead, i, turn)
         prefetch_run(grad, grad_ahead, i, turn)
         prefetch_run(other_grad, other_grad_ahead, i, turn)
-        for _ in range(8):
+        for _ in range(minimum(BLOCK, s1 - i) // 8):
             g = joined(load_f64(grad, i), load_f64(other_grad, i))
             d = difference(joined(load_f64(row, i), load_f64(other, i)), mean)
             a, q = a + g, fma(g, d, q)
             i += 8
-    if i < s1:
-        prefetch_run(row, row_ahead, i, turn)
-        prefetch_run(other, other_ahead, i, turn)
-        prefetch_run(grad, grad_ahead, i, turn)
-        prefetch_run(other_grad, other_grad_ahead, i, turn)
-    while i + 8 <= s1:
-        g = joined(load_f64(grad, i), load_f64(other_grad, i))
-        d = difference(joined(load_f64(row, i), load_f64(other, i)), mean)
-        a, q = a + g, fma(g, d, q)
-        i += 8
     total, product = load_f64(sums, at) + half_sum(a), load_f64(sums, at + 8) + half_sum(q)
     if i < s1:
         live = s1 - i
