@@ -67,6 +67,25 @@ def test_the_simulator_notices_a_barrier_that_some_threads_do_not_come_to():
     )
 
 
+def test_the_simulator_says_what_it_needs():
+    run_python(
+        """
+        import sys
+        import bnnumba as bn
+        from bnnumba.gpu import simulator
+
+        sys.modules["greenlet"] = None
+        try:
+            simulator.simulate(print, 1, 1, 0, ())
+        except bn.BackendError as error:
+            assert "pip install greenlet" in str(error)
+        else:
+            raise AssertionError
+        """,
+        env={"NUMBA_ENABLE_CUDASIM": "1"},
+    )
+
+
 def test_each_ticket_of_a_swept_kernel_is_one_job_and_waits_for_earlier_ones_alone():
     run_python(
         """

@@ -153,12 +153,17 @@ class Kernel:
 
     def machine_code(self, capability):
         """Return the entry point's name and the machine code, or PTX where nothing assembles it."""
-        name, text = self.ptx(capability)
+
+        def make():
+            name, text = self.ptx(capability)
+            return name, assemble(text, capability)[0]
+
         try:
-            key = capability, _compilers(), _assembler()
-            return name, self._kept(key, lambda: assemble(text, capability)[0])
+            # With its name, which differs from process to process.
+            return self._kept((capability, _compilers(), _assembler()), make)
         except Exception:  # no nvJitLink, or an older one, whose error is no RuntimeError
             # The driver assembles PTX that is not newer than itself.
+            name, text = self.ptx(capability)
             return name, text.encode()
 
     def _kept(self, key, make):
