@@ -132,6 +132,24 @@ def test_an_interrupt_does_not_end_what_compiles_a_kernel(driver, tmp_path, monk
     ]  # fmt: skip
 
 
+def test_a_signal_handler_may_call_while_a_kernel_compiles(driver, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    lines = driver(
+        """
+            import signal
+            bn.moments(StandIn(np.ones((9, 5), np.float32)))  # the first for this GPU
+            x, said = StandIn(np.ones((4, 8, 64), np.float32)), []
+            signal.signal(signal.SIGALRM, lambda *_: said.append(bn.moments(x).count))
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            said.append(bn.moments(x).count)
+            print(said)
+        """,
+        integers=12, reals=2,
+    )  # fmt: skip
+    assert lines[-1] == "[256, 256]"
+    assert lines.count("load") == 2  # of two kernels
+
+
 def test_an_error_of_the_driver_is_an_error_of_bnnumba(driver):
     lines = driver(
         """
