@@ -1,11 +1,11 @@
 """Sums of dy and of dy * (x - mean) over rows and columns."""
 
 from .integers import minimum
-from .lanewise import difference, difference_part, fma
+from .lanewise import difference, fma
 from .memory import load_f64, load_f64_part, load_f64x16, load_lanes, moved, store
 from .parts import part
 from .prefetching import BLOCK, prefetch, prefetch_run
-from .simd import half_sum, joined, zeros_f64x16
+from .simd import blend, half_sum, joined, zeros_f64x16
 
 
 @part
@@ -34,8 +34,8 @@ def accumulate_gradient_row(row, grad, s0, s1, mean, row_ahead, grad_ahead, turn
         i += 8
     if i < s1:
         live = s1 - i
-        e = load_f64_part(grad, i, live)
-        d = difference_part(load_f64_part(row, i, live), mean, live)
+        e, d = load_f64_part(grad, i, live), load_f64_part(row, i, live)
+        d = blend(difference(d, mean), d, live)
         total, product = total + e, fma(e, d, product)
     store(sums, at, total)
     store(sums, at + 8, product)
@@ -66,11 +66,11 @@ def accumulate_short_gradient_rows(
     total, product = load_f64(sums, at) + half_sum(a), load_f64(sums, at + 8) + half_sum(q)
     if i < s1:
         live = s1 - i
-        e = load_f64_part(grad, i, live)
-        d = difference_part(load_f64_part(row, i, live), mean, live)
+        e, d = load_f64_part(grad, i, live), load_f64_part(row, i, live)
+        d = blend(difference(d, mean), d, live)
         total, product = total + e, fma(e, d, product)
-        e = load_f64_part(other_grad, i, live)
-        d = difference_part(load_f64_part(other, i, live), mean, live)
+        e, d = load_f64_part(other_grad, i, live), load_f64_part(other, i, live)
+        d = blend(difference(d, mean), d, live)
         total, product = total + e, fma(e, d, product)
     store(sums, at, total)
     store(sums, at + 8, product)

@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import DOUBLE, FLOAT, I64, emit_llvm, emit_mask, emit_splat, f32x16, vector_of
+from .simd import DOUBLE, FLOAT, I64, emit_llvm, emit_splat, f32x16, vector_of
 
 
 def _zero_where(builder, condition, value):
@@ -42,21 +42,6 @@ def difference(typingctx, value, pivot):
         return builder.fsub(value, pivot)
 
     return value(value, pivot), codegen
-
-
-@intrinsic
-def difference_part(typingctx, value, pivot, live):
-    """Return `difference` in the first `live` lanes and 0 in the others, where the value is 0."""
-    if isinstance(pivot, types.NoneType):
-        return value(value, pivot, live), lambda context, builder, sig, args: args[0]
-
-    def codegen(context, builder, sig, args):
-        value, pivot, live = args
-        count = value.type.count
-        left = builder.fsub(value, emit_splat(builder, pivot, count))
-        return builder.select(emit_mask(builder, live, count), left, ir.Constant(value.type, None))
-
-    return value(value, types.float64, types.int64), codegen
 
 
 @intrinsic

@@ -11,7 +11,7 @@ be rounded the same way, and such errors do not average out.
 
 from .integers import minimum
 from .jit import inlined
-from .lanewise import difference, difference_part, fma, rounded, zero_where_less
+from .lanewise import difference, fma, rounded, zero_where_less
 from .memory import (
     element,
     fill,
@@ -25,7 +25,7 @@ from .memory import (
 )
 from .parts import part
 from .prefetching import BLOCK, prefetch, prefetch_run
-from .simd import half_sum, hsum, joined, splat_f64, zeros_f64x16
+from .simd import blend, half_sum, hsum, joined, splat_f64, zeros_f64x16
 from .sums import first_columns, repeat_columns, sum_columns
 
 
@@ -61,7 +61,8 @@ def accumulate_row(row, s0, s1, pivot, ahead, turn, sums, at):
         i += 8
     if i < s1:
         live = s1 - i
-        e = difference_part(load_f64_part(row, i, live), pivot, live)
+        e = load_f64_part(row, i, live)  # and 0 in the other lanes
+        e = blend(difference(e, pivot), e, live)
         total, square = total + e, fma(e, e, square)
     store(sums, at, total)
     store(sums, at + 8, square)
@@ -90,8 +91,8 @@ def accumulate_short_rows(row, stride, s0, s1, pivot, ahead, turn, sums, at):
     total, square = load_f64(sums, at) + half_sum(a), load_f64(sums, at + 8) + half_sum(q)
     if i < s1:
         live = s1 - i
-        e = difference_part(load_f64_part(row, i, live), pivot, live)
-        f = difference_part(load_f64_part(other, i, live), pivot, live)
+        e, f = load_f64_part(row, i, live), load_f64_part(other, i, live)
+        e, f = blend(difference(e, pivot), e, live), blend(difference(f, pivot), f, live)
         total, square = total + (e + f), fma(e, e, fma(f, f, square))
     store(sums, at, total)
     store(sums, at + 8, square)

@@ -23,7 +23,7 @@ SEGMENT = 16 * RUN
 # million rows of 2 columns: 0.16 ms against 1.2, of 3: 0.15 against 0.8; of 37, 4 % longer).
 NARROW = 32
 # Values of a row up to which two rows are added up at a time: their accumulators are loaded, added
-# up and stored once for both (rows of 49: moments 17 % less time, all of backward 10 to 18 %; of
+# up and stored once for both (rows of 49: moments 17 % less time, all of backward 7 to 19 %; of
 # 128, moments 9 % less, backward 5 % longer).
 PAIRED_ROW = 128
 # Numbers of workspace: two sums on two levels, and the pivot. Each has 8 lanes per channel in the
