@@ -24,6 +24,7 @@ __all__ = [
     "evaluate",
     "fold_batch_norm",
     "train",
+    "train_or_evaluate",
     "update_running",
 ]
 
@@ -327,22 +328,22 @@ def batch_norm(
     >>> mean
     array([0.2])
     """
+    return train_or_evaluate(x, running_mean, running_var, weight, bias, training, momentum, eps)[0]
+
+
+def train_or_evaluate(
+    x: Array, running_mean: Array | None, running_var: Array | None, weight: Array | None,
+    bias: Array | None, training: bool, momentum: float, eps: float, saves: bool = False,
+) -> tuple[Array, Saved | None]:  # fmt: skip
+    """Do `batch_norm`, and save what its backward pass needs if that is wanted."""
     if training:
-        return batch_norm_training(
-            x,
-            weight,
-            bias,
-            running_mean=running_mean,
-            running_var=running_var,
-            momentum=momentum,
-            eps=eps,
-        )[0]
+        return train(x, weight, bias, running_mean, running_var, None, momentum, eps, 1, 1, None)
     names = "running_mean", "running_var"
     for name, value in zip(names, (running_mean, running_var), strict=True):
         if value is None:
             msg = f"{name}: expected an array, as training is False, got None"
             raise BnnumbaTypeError(msg)
-    return evaluate(x, running_mean, running_var, weight, bias, eps, 1, None, names)[0]
+    return evaluate(x, running_mean, running_var, weight, bias, eps, 1, None, names, saves)
 
 
 def update_running(

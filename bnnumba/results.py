@@ -227,6 +227,20 @@ class Saved:
         mean, m2, _, rest = self._stats
         return Moments._with_rest(self.count, mean.copy(), m2.copy(), rest.copy())
 
+    def _with_input(self, x: Array | None) -> Saved:
+        """Return the same with another x of the same values, or with none, which is kept elsewhere.
+
+        Who keeps x elsewhere may free it, as PyTorch's autograd does.
+        """
+        other = object.__new__(type(self))
+        for kind in type(self).__mro__[:-1]:
+            for name in kind.__slots__:  # type: ignore[attr-defined]
+                if hasattr(self, name):
+                    setattr(other, name, getattr(self, name))
+        other.x = x
+        other._array = None if x is None else self._library.enter("x", x)  # type: ignore[assignment]
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what x tells: its library, and NumPy's view of the memory that it owns."""
         kept = set(Saved.__slots__) - {"_array", "_library"}

@@ -1,6 +1,7 @@
 """Sphinx configuration: MyST pages, numpydoc reference, examples that the build runs."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import bnnumba
@@ -31,6 +32,8 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
+# The reference of the adapter is made without PyTorch, too.
+autodoc_mock_imports = [] if find_spec("torch") else ["torch"]
 autodoc_typehints = "none"  # the docstrings say it in words
 numpydoc_class_members_toctree = False
 numpydoc_show_inherited_class_members = False

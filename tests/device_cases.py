@@ -186,6 +186,22 @@ def test_out_may_be_the_input_and_then_has_no_backward(regime):
         bn.batch_norm_backward(on(x), saved)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_pass_saved_without_its_input_takes_one(training):
+    given, grad = on(normal((4, 3, 40))), on(normal((4, 3, 40), seed=1))
+    layer = bn.BatchNorm(3)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        setattr(layer, name, on(getattr(layer, name)))
+    layer.train(training)(given)
+    saved = layer._saved
+    kept = saved._with_input(None)
+    assert kept.x is kept._array is None
+    for _ in range(2):
+        other = bn.batch_norm_backward(grad, kept._with_input(given))
+        for got, right in zip(other, bn.batch_norm_backward(grad, saved), strict=True):
+            assert same_bits(on.back(got), on.back(right))
+
+
 @pytest.mark.parametrize("kinds", ["ff", "dd", "fd", "df"])
 def test_running_statistics_of_any_dtype_are_updated_in_place(regime, kinds):
     names = {"f": np.float32, "d": np.float64}

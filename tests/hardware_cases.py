@@ -13,6 +13,7 @@ import torch
 from device_arrays import adapter
 
 import bnnumba as bn
+from bnnumba.adapters.torch import convert_batch_norm
 
 on = adapter()
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -135,3 +136,18 @@ def test_work_follows_what_the_stream_has_to_do_and_nobody_waits_for_it(shape):
     stream.synchronize()
     assert torch.equal(y, expected)
     assert torch.equal(dx, wanted)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_autograd_goes_through_the_kernels(training):
+    results = []
+    for convert in (lambda model: model, convert_batch_norm):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Conv2d(2, 6, 3), torch.nn.BatchNorm2d(6))
+        model = convert(model.double().to(DEVICE)).train(training)
+        x = torch.randn(5, 2, 7, 8, device=DEVICE, dtype=torch.float64, requires_grad=True)
+        y = model(x)
+        y.pow(3).sum().backward()
+        results.append([y.detach(), x.grad, *[p.grad for p in model.parameters()]])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
