@@ -38,9 +38,12 @@ SMALLEST = (4, 8, 4, 4)
 SMOKE = ((8, 32, 16, 16), SMALLEST, (3, 20, 5, 7), (64, 24))
 # Small enough that what a call costs shows, of which running statistics are a part.
 TRACKED_SHAPES = ((8, 32, 16, 16), SMALLEST)
+# Of a module, under autograd.
+STEP_SHAPES = (RESNET50[1], RESNET50[2], RESNET50[6], RESNET50[7], RESNET50[10], *TRACKED_SHAPES)
 
 OPS = ("training", "backward", "inference", "moments")
 TRACKED = "tracked"  # training that updates running statistics
+STEP = "step"  # that, and its backward pass
 MOMENTUM = 0.1
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -65,7 +68,7 @@ class Case:
     @property
     def traffic(self):
         """Bytes that cannot be avoided: each input read once, each output written once."""
-        return self.nbytes * {"backward": 3, "moments": 1}.get(self.op, 2)
+        return self.nbytes * {"backward": 3, "moments": 1, STEP: 5}.get(self.op, 2)
 
     @property
     def name(self):
@@ -81,9 +84,17 @@ def cases(smoke=False):
     found = [
         Case(op, layout, shape, smoke or 4 * math.prod(shape) > LARGE)
         for layout, shape in held
-        for op in (*OPS, *([TRACKED] if layout == "ncs" and shape in TRACKED_SHAPES else []))
+        for op in (*OPS, *_more(layout, shape))
     ]
     return found if smoke else [*found, Case("moments", "rc", STREAM, halves=False)]
+
+
+def _more(layout, shape):
+    """Operations that few cases have."""
+    if layout == "ncs" and shape in TRACKED_SHAPES:
+        yield TRACKED
+    if shape in STEP_SHAPES:
+        yield STEP
 
 
 class Data:
@@ -138,6 +149,8 @@ class Data:
             parameters = self.weight, self.bias, self.mean, self.var
             if op == TRACKED:
                 found = oracle.tracked(x, *parameters, EPS, MOMENTUM)
+            elif op == STEP:
+                found = oracle.step(x, dy, *parameters, EPS, MOMENTUM)
             else:
                 found = oracle.expected(op, x, dy, *parameters, EPS)
             self._expected = {op: found}

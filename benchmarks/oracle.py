@@ -69,6 +69,12 @@ def tracked(x, weight, bias, running_mean, running_var, eps, momentum):
     return {"y": found["y"], **moved}
 
 
+def step(x, dy, weight, bias, running_mean, running_var, eps, momentum):
+    """The results of that and of its backward pass, by name."""
+    forward = tracked(x, weight, bias, running_mean, running_var, eps, momentum)
+    return forward | expected("backward", x, dy, weight, bias, None, None, eps)
+
+
 def expected(op, x, dy, weight, bias, mean, var, eps):
     """The results of `op` by name; `mean` and `var` are those that inference is given."""
     if op != "inference":

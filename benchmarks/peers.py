@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import THREADS, capi, ceilings, onednn
-from .cases import EPS, MOMENTUM, TRACKED
+from .cases import EPS, MOMENTUM, STEP, TRACKED
 
 
 class Unavailable(Exception):
@@ -110,15 +110,53 @@ def pytorch_tracked(case, data):
 
 
 def pytorch_layer(case, data):
-    torch = load_torch()
-    layer = torch.nn.BatchNorm2d(case.shape[1], EPS, MOMENTUM).requires_grad_(False)
-    given = {"weight": data.weight, "bias": data.bias}
-    running = {"running_mean": data.mean, "running_var": data.var}
-    for name, values in {**given, **running}.items():
-        getattr(layer, name).copy_(torch.from_numpy(values))
+    layer = _module("torch.nn", case, data).requires_grad_(False)
     mean, var = layer.running_mean.numpy(), layer.running_var.numpy()
-    call = functools.partial(layer, torch.from_numpy(data.x))
+    call = functools.partial(layer, _torch_tensor(case, data.x))
     return Entrant(call, _tracked_results(data, mean, var))
+
+
+def module_step(case, data, namespace):
+    """Forward and backward of a module, as a training loop calls them."""
+    layer = _module(namespace, case, data)
+    x, dy = (_torch_tensor(case, a) for a in (data.x, data.dy))
+    mean, var = layer.running_mean.numpy(), layer.running_var.numpy()
+
+    def call():
+        leaf = x.detach().requires_grad_()
+        layer.zero_grad()
+        y = layer(leaf)
+        y.backward(dy)
+        return y.detach(), leaf.grad
+
+    def results(returned):
+        y, dx = (data.view(_numpy_of(case, t)) for t in returned)
+        weight, bias = (p.grad.numpy() for p in layer.parameters())
+        moved = {"running_mean": mean.copy(), "running_var": var.copy()}
+        return {"y": y, "dx": dx, "dweight": weight, "dbias": bias, **moved}
+
+    return Entrant(call, results, own=namespace != "torch.nn")
+
+
+def _module(namespace, case, data):
+    load_torch()
+    layer = load(namespace).BatchNorm2d(case.shape[1], EPS, MOMENTUM)
+    values = {
+        "weight": data.weight, "bias": data.bias, "running_mean": data.mean,
+        "running_var": data.var,
+    }  # fmt: skip
+    layer.load_state_dict({k: load("torch").tensor(v) for k, v in values.items()}, strict=False)
+    return layer
+
+
+def _torch_tensor(case, array):
+    held = load("torch").from_numpy(array)
+    # N, H, W, C seen as N, C, H, W has PyTorch's channels_last strides.
+    return held.movedim(-1, 1) if case.layout == "rc" else held
+
+
+def _numpy_of(case, tensor):
+    return (tensor.movedim(1, -1) if case.layout == "rc" else tensor).numpy()
 
 
 def _tracked_results(data, mean, var):
@@ -205,13 +243,10 @@ def pytorch(case, data, reuse=False):
     """Contiguous tensors for ``ncs``, channels_last (and 2-D) for ``rc``; no autograd."""
     torch = load_torch()
 
-    def tensor(array):
-        held = torch.from_numpy(array)
-        # N, H, W, C seen as N, C, H, W has PyTorch's channels_last strides.
-        return held.movedim(-1, 1) if case.layout == "rc" else held
+    tensor = functools.partial(_torch_tensor, case)
 
     def whole(t):
-        return data.view((t.movedim(1, -1) if case.layout == "rc" else t).numpy())
+        return data.view(_numpy_of(case, t))
 
     def reads(*names):
         def results(values):
@@ -349,6 +384,12 @@ def entrants(case):
             "bnnumba layer": bnnumba_layer,
             "PyTorch": pytorch_tracked,
             "PyTorch layer": pytorch_layer,
+            **{name: make(copy, name=name) for name in COPIES},
+        }
+    if case.op == STEP:
+        return {
+            OWN_NEW: make(module_step, namespace="bnnumba.adapters.torch"),
+            "PyTorch": make(module_step, namespace="torch.nn"),
             **{name: make(copy, name=name) for name in COPIES},
         }
     found = {

@@ -6,7 +6,7 @@ kind and leaves the others.
 
 import re
 
-from .cases import BEYOND, IMAGES, STREAM, TRACKED
+from .cases import BEYOND, IMAGES, STEP, STREAM, TRACKED
 from .goals import ONEDNN, PYTORCH, goals
 from .peers import COPIES, HALVES, OWN, OWN_C, OWN_NEW, READS
 from .results import geometric_mean
@@ -23,6 +23,8 @@ _TITLES = {
     ("inference", "rc"): "Inference, channels last and 2-D",
     ("moments", "rc"): "Moments, channels last and 2-D",
     (TRACKED, "ncs"): "Training forward with running statistics, small",
+    (STEP, "ncs"): "Training step of a PyTorch module, contiguous",
+    (STEP, "rc"): "Training step of a PyTorch module, channels last",
 }
 
 _HOW_TO_READ = """\
@@ -36,7 +38,9 @@ one thread) in the same race, for moments of the fastest read. *GB/s* counts onl
 cannot be avoided: x once, y once; x, dy and dx for backward. The columns of peers say how many
 times longer a peer took than bnnumba: `out=` peers against bnnumba with `out=`, "new" peers
 against bnnumba making a new output. oneDNN writes to an existing output; its *blocked* layout is
-nChw16c (nChw8c where the channels do not fill blocks of 16), which no array library uses.
+nChw16c (nChw8c where the channels do not fill blocks of 16), which no array library uses. A
+training step is forward and backward under autograd, of `bnnumba.adapters.torch.BatchNorm2d` and of
+`torch.nn.BatchNorm2d`, running statistics included.
 """
 
 
@@ -234,7 +238,7 @@ def _short_table(results):
     rows = [
         row(title, results.find(op, layout, shape), (PYTORCH, ONEDNN[layout], ("NumPy",)))
         for (op, layout), title in _TITLES.items()
-        if op not in ("moments", TRACKED)
+        if op in ("training", "backward", "inference")
     ]
     stream = results.find("moments", "rc", STREAM)
     rows.append(row("Moments, 2-D", stream, (("PyTorch",), (), ("NumPy",))))
