@@ -37,7 +37,7 @@ def source_stamp(*directories: pathlib.Path) -> str | None:
                 digest.update(path.read_bytes())
             except OSError:
                 return None
-    digest.update(f"boundscheck={config.BOUNDSCHECK}".encode())
+    digest.update(f"boundscheck={config.BOUNDSCHECK}, opt={config.OPT}".encode())
     return digest.hexdigest()
 
 

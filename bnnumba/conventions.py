@@ -35,7 +35,7 @@ class Convention:
         Its name.
     momentum : float or None
         Its default momentum as it writes it; None where all samples weigh the same, which is what
-        :class:`RunningMoments` computes, or where there is no default.
+        :class:`RunningMoments` computes.
     weighs_new : bool
         Whether its momentum is the weight of the new value (else of the old one).
     eps : float
@@ -52,7 +52,7 @@ class Convention:
     correction: int
 
     def options(self, momentum: float | None = None, eps: float | None = None) -> dict[str, Any]:
-        """Return ``momentum``, ``eps`` and ``correction`` as bnnumba takes them.
+        """Return ``momentum``, ``eps`` and ``correction`` as :class:`BatchNorm` takes them.
 
         Parameters
         ----------
@@ -60,6 +60,11 @@ class Convention:
             As the system writes it; its default where not given.
         eps : float, optional
             The system's default where not given.
+
+        Returns
+        -------
+        dict
+            Keyword arguments.
 
         Raises
         ------

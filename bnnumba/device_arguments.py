@@ -119,7 +119,8 @@ def output(library: Any, array: Any, out: Array | None, **others: Any) -> Any:
     same_device(array, out=found)
     for name, other in others.items():
         if other is not None:
-            overlap("out", found.shadow(), name, other.shadow())
+            in_place = name in ("x", "grad_output")
+            overlap("out", found.shadow(), name, other.shadow(), in_place)
     return found
 
 

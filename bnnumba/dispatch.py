@@ -200,7 +200,8 @@ def _not_of(library: Library, argument: str, value: Array) -> BnnumbaTypeError:
     if isinstance(value, (list, tuple)):
         hint = "; use np.asarray(...)" if library is NUMPY else ""
         return BnnumbaTypeError(f"{argument}: expected an array, got a {_kind(value)}{hint}")
-    wanted = "a numpy.ndarray" if library is NUMPY else f"an array of {library.name}, as x is one"
+    like = f"an array of {library.name}, as the first array is"
+    wanted = "a numpy.ndarray" if library is NUMPY else like
     found = _kind(value)
     if _on_gpu(value):
         wanted, found = f"{wanted}, on the CPU", f"{found} on a GPU"
@@ -217,7 +218,7 @@ def _on_gpu(value: Array) -> bool:
 
 
 def _wrong_device(argument: str, found: str) -> BackendError:
-    like_x = "" if argument == "x" else ", as x is"
+    like_x = "" if argument == "x" else ", as the first array is"
     return BackendError(f"{argument}: expected an array on the CPU{like_x}, got one on {found}")
 
 
@@ -236,11 +237,16 @@ def _device_library(argument: str, array: Array) -> Library:
     except ImportError as error:
         msg = (
             f"{argument}: {_kind(array)} is on a GPU, which needs numba-cuda: "
-            "pip install bnnumba[cu13], or bnnumba[cu12] for CUDA 12; "
+            "pip install 'bnnumba[cu13]', or 'bnnumba[cu12]' for CUDA 12; "
             f"it could not be imported: {error}"
         )
         raise BackendError(msg) from error
     return device_library_of(array)
+
+
+def _has(array: Array, name: str) -> bool:
+    """Return whether an array has what it says that it has: some objects answer to every name."""
+    return hasattr(type(array), name) or name in getattr(array, "__dict__", ())
 
 
 def library_of(argument: str, array: Array) -> Any:
@@ -255,9 +261,9 @@ def library_of(argument: str, array: Array) -> Any:
     if is_jax_array(array):
         return _JAX
     simulated = type(array).__module__.startswith("numba.cuda.simulator")
-    if simulated or hasattr(array, "__cuda_array_interface__"):
+    if simulated or _has(array, "__cuda_array_interface__"):
         return _device_library(argument, array)
-    if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+    if _has(array, "__dlpack__") and _has(array, "__dlpack_device__"):
         if _dlpack_device(argument, array) == _CUDA_DEVICE:
             return _device_library(argument, array)
         return _DLPack(array)

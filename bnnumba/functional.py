@@ -165,7 +165,7 @@ def batch_norm_inference(
     x : array, rank >= 2
         The data: float32, float64, float16 or bfloat16, with any strides.
     mean, var : array, shape (C,)
-        The statistics of each channel, float32 or float64.
+        The statistics of each channel, float32 or float64. A variance below -eps gives NaN.
     weight, bias : array, shape (C,), optional
         Scale and shift of each channel, float32 or float64; 1 and 0 where not given.
     eps : float
@@ -362,7 +362,7 @@ def update_running(
     Parameters
     ----------
     running_mean, running_var : array, shape (C,)
-        float32 or float64, updated in place, both or (after an error) neither.
+        Both are required; float32 or float64, updated in place, both or (after an error) neither.
     m : Moments
         The new moments, of one batch or of several merged ones. Moments of no values change
         nothing.

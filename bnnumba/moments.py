@@ -87,10 +87,14 @@ class RunningMoments:
 
     Attributes
     ----------
+    num_features : int
+        The number of channels, C.
     count : int
         Values per channel so far.
     mean : ndarray, shape (C,), float64
         The mean of each channel; 0 before the first value.
+    moments : Moments
+        A copy of what has been seen so far.
 
     Raises
     ------

@@ -37,15 +37,15 @@ def _parameters(
     The last one has the dtype of the weight's gradient.
     """
     if weight is None:
-        own = _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
+        own = dense = _NONE[_DOUBLE if dtype == _DOUBLE else _SINGLE]
     else:
-        own = _dense(weight)
+        own, dense = weight, _dense(weight)
     if bias is None:
-        return own, _NONE[own.dtype], own
+        return dense, _NONE[own.dtype], own
     shift = _dense(bias)
     if weight is None:
         return _NONE[shift.dtype], shift, own
-    return *_alike(own, shift), own
+    return *_alike(dense, shift), own
 
 
 def _dense(array: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def _output(
     found = check_out(out, library, array)
     for name, other in others.items():
         if other is not None:
-            overlap("out", found, name, other)
+            overlap("out", found, name, other, in_place=name in ("x", "grad_output"))
     return found
 
 
@@ -213,7 +213,7 @@ def _constant_stats(mean: np.ndarray, var: np.ndarray, eps: float) -> np.ndarray
 def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
     """Do `batch_norm_backward`."""
     library, array, axis = saved._library, saved._array, saved._axis
-    scale = saved._scale
+    scale = _dense(saved._scale)
     channels = array.shape[axis]
     if out is None:
         dx = np.empty_like(array)

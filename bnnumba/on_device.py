@@ -25,7 +25,7 @@ from .device_arguments import (
     views,
 )
 from .dispatch import Array
-from .errors import BnnumbaTypeError, BnnumbaValueError
+from .errors import BnnumbaTypeError
 from .gpu.driver import device
 from .gpu.launch import Call, copy_array, real_of
 from .results import Gradients, Moments, Saved
@@ -70,12 +70,7 @@ class _DeviceSaved(Saved):
         """1 / sqrt(var + eps) of each channel, 0 where both are 0."""
         return self._stats.row(3).owner
 
-    @property
-    def moments(self) -> Moments:
-        """The moments of the batch."""
-        if not self.training:
-            msg = "saved: a forward pass with given statistics has no moments of the batch"
-            raise BnnumbaValueError(msg)
+    def _found_moments(self) -> Moments:
         call = _call(self._library, self._array)
         with call.device:
             return _moments_of(call, self._stats, self.count)

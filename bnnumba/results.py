@@ -50,6 +50,20 @@ class Moments:
     __slots__ = ("_rest", "count", "m2", "mean")
 
     def __init__(self, count: SupportsIndex, mean: ArrayLike, m2: ArrayLike) -> None:
+        """Take copies of the numbers.
+
+        Parameters
+        ----------
+        count : int
+            Values per channel, from 0 to 2**63 - 1.
+        mean, m2 : array_like, shape (C,)
+            The mean and the sum of squared deviations of each channel, which is not negative.
+
+        Raises
+        ------
+        BnnumbaTypeError, BnnumbaValueError
+            If a value is no number, or not in its range, or the shapes differ.
+        """
         self.count: int = check_integer("count", count)
         self.mean: np.ndarray = _statistic("mean", mean)
         self.m2: np.ndarray = _statistic("m2", m2)
@@ -132,7 +146,8 @@ def _statistic(name: str, value: Any) -> np.ndarray:
 def check_moments(argument: str, value: Any, channels: int | None = None) -> None:
     """Raise unless `value` is Moments, of that many channels."""
     if not isinstance(value, Moments):
-        msg = f"{argument}: expected Moments, got {type(value).__name__}"
+        hint = "; pass its moments" if isinstance(getattr(value, "moments", None), Moments) else ""
+        msg = f"{argument}: expected Moments, got {type(value).__name__}{hint}"
         raise BnnumbaTypeError(msg)
     if channels is not None and value.mean.size != channels:
         msg = f"{argument}: expected {channels} channels, got {value.mean.size}"
@@ -156,14 +171,14 @@ class Gradients(NamedTuple):
 
 
 class Saved:
-    """What a forward pass keeps for :func:`batch_norm_backward`.
+    """What a forward pass keeps for :func:`batch_norm_backward`, and nobody else makes.
 
     Attributes
     ----------
     x : array
-        The input itself, not a copy.
+        The input itself, not a copy: what changes it changes the gradients.
     weight : array or None
-        The weight that was given.
+        The weight that was given, itself as well.
     mean, invstd : array, shape (C,)
         The mean and 1 / sqrt(var + eps) that normalized `x`: float64 for float64 `x`, else
         float32. The backward pass uses them in float64.
@@ -224,6 +239,9 @@ class Saved:
         if not self.training:
             msg = "saved: a forward pass with given statistics has no moments of the batch"
             raise BnnumbaValueError(msg)
+        return self._found_moments()
+
+    def _found_moments(self) -> Moments:
         mean, m2, _, rest = self._stats
         return Moments._with_rest(self.count, mean.copy(), m2.copy(), rest.copy())
 
@@ -250,7 +268,9 @@ class Saved:
         for name, value in state.items():
             setattr(self, name, value)
         self._library = library_of("x", self.x)
-        self._array = self._library.enter("x", self.x)
+        # A tensor of autograd's that was taken in `torch.no_grad()` is taken outside of it, too.
+        seen = self.x.detach() if hasattr(self.x, "detach") else self.x
+        self._array = self._library.enter("x", seen)
 
     def __repr__(self) -> str:
         shape = tuple(self.x.shape)

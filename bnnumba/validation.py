@@ -47,9 +47,12 @@ def byte_order(dtype: np.dtype) -> str:
 def check_data(argument: str, array: np.ndarray) -> None:
     """Check the dtype and the rank of data."""
     if array.dtype not in SEEN_AS and not is_data(array.dtype):
+        hint = byte_order(array.dtype)
+        if array.dtype.kind in "biu":
+            hint = "; convert it to one of them"
         msg = (
             f"{argument}: expected dtype float32, float64, float16 or bfloat16, "
-            f"got {array.dtype}{byte_order(array.dtype)}"
+            f"got {array.dtype}{hint}"
         )
         raise BnnumbaTypeError(msg)
     if array.ndim < 2:
@@ -182,17 +185,28 @@ def check_running(argument: str, value: Any, library: Library, channels: int) ->
             f"{library.read_only}"
         )
         raise BnnumbaValueError(msg)
-    if 0 in array.strides and not _spread_out(array):
+    if not array.flags.c_contiguous and not _spread_out(array):
         msg = f"{argument}: its elements must not overlap, got strides {array.strides}"
         raise BnnumbaValueError(msg)
     return array
 
 
-def _spread_out(array: np.ndarray) -> bool:
-    """Return whether no axis repeats the same elements."""
-    return not array.size or all(
-        stride or extent == 1 for stride, extent in zip(array.strides, array.shape, strict=True)
-    )
+def _spread_out(array: Viewed) -> bool:
+    """Return whether no two elements share memory."""
+    if not array.size:
+        return True
+    axes = sorted((abs(n), m) for n, m in zip(array.strides, array.shape, strict=True) if m != 1)
+    span, nested = array.itemsize, True  # of the axes before, whose steps are smaller
+    for stride, extent in axes:
+        nested = nested and stride >= span
+        span += stride * (extent - 1)
+    if nested or span < array.size * array.itemsize:  # too narrow for so many elements
+        return nested
+    places = np.zeros(1, np.int64)  # as steps of 2 and 3 have it, which pass between each other
+    for stride, extent in axes:
+        places = (places[:, None] + stride * np.arange(extent)).ravel()
+    places.sort()
+    return bool(np.all(np.diff(places) >= array.itemsize))
 
 
 def check_out(value: Any, library: Library, like: Viewed) -> Viewed:
@@ -207,7 +221,7 @@ def check_out(value: Any, library: Library, like: Viewed) -> Viewed:
     if not out.flags.writeable:
         msg = f"out: expected a writable array, got a read-only one{library.read_only}"
         raise BnnumbaValueError(msg)
-    if 0 in out.strides and not _spread_out(out):
-        msg = f"out: its elements must not overlap, got strides {out.strides} (some are 0)"
+    if not out.flags.c_contiguous and not _spread_out(out):
+        msg = f"out: its elements must not overlap, got strides {out.strides}"
         raise BnnumbaValueError(msg)
     return out

@@ -121,7 +121,7 @@ def test_an_argument_on_the_cpu_with_x_on_a_gpu_is_an_error_that_names_both(argu
     x = StandIn(normal((4, 3, 8)))
     other = normal((4, 3, 8)) if argument == "out" else np.ones(3, np.float32)
     before = other.copy()
-    message = rf"{argument}: .* on the GPU, as x is one, got numpy.ndarray on the CPU"
+    message = rf"{argument}: .* on the GPU, as the first array is, got numpy.ndarray on the CPU"
     with pytest.raises(bn.BnnumbaTypeError, match=message):
         bn.batch_norm_training(x, **{argument: other})
     np.testing.assert_array_equal(other, before)

@@ -208,6 +208,18 @@ def test_an_array_on_another_device_is_an_error_that_names_it():
         bn.batch_norm_training(Elsewhere(normal((4, 6))))
 
 
+def test_an_object_that_answers_to_every_name_is_no_array():
+    class Anything:
+        def __getattr__(self, name):
+            return self
+
+        def __call__(self, *arguments):
+            return self
+
+    with pytest.raises(bn.BnnumbaTypeError, match=r"x: expected an array .*, got .*Anything"):
+        bn.moments(Anything())
+
+
 def test_an_array_of_another_library_on_the_cpu_is_not_said_to_be_on_a_gpu():
     jax = pytest.importorskip("jax")
     with pytest.raises(bn.BnnumbaTypeError, match=r"weight: expected a numpy.ndarray, got jax"):

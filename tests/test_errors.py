@@ -255,6 +255,12 @@ OUT = [
         VALUE,
         ["overlap"],
     ),
+    (
+        "sliding_windows",
+        lambda: as_strided(np.zeros(88, np.float32), (3, C, 6), (96, 16, 4)),
+        VALUE,
+        ["overlap"],
+    ),
 ]
 CASES = list(cases())
 

@@ -42,6 +42,23 @@ def test_info_works_where_no_threading_layer_can_be_used(monkeypatch):
     assert "none can be used" in process.stdout
 
 
+def test_a_threading_layer_that_is_not_there_is_an_error_of_ours(monkeypatch):
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", "no such layer")
+    run_python(
+        """
+        import bnnumba as bn
+        from bnnumba.cpu import threads
+
+        try:
+            threads.count()
+        except bn.BackendError as error:
+            assert "no such layer" in str(error)
+        else:
+            raise AssertionError("no error")
+        """
+    )
+
+
 @pytest.mark.slow
 def test_warmup_shows_progress_and_leaves_nothing_to_compile():
     process = main("warmup")

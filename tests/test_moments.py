@@ -186,6 +186,15 @@ def test_a_constant_channel_has_variance_exactly_zero_and_its_value_as_mean(valu
     assert (m.mean == np.float64(np.float32(value))).all()
 
 
+@pytest.mark.parametrize("shape", [(1000, 1), (50, 3, 7), (50, 2, 200)])
+def test_a_constant_channel_too_small_to_be_squared_is_its_mean(shape):
+    x = np.full(shape, 1e-200 / 3)
+    m = bn.moments(x)
+    assert (m.m2 == 0).all()
+    assert (m.mean == x.flat[0]).all()
+    assert not bn.batch_norm_training(x, eps=1e-300)[0].any()
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_moments_of_every_layout(name, dtype):
     x = normal((6, 5, 4, 9), dtype, loc=2)

@@ -1,6 +1,8 @@
 """PyTorch as the judge: the same numbers, and tensors in, tensors out."""
 
+import copy
 import pathlib
+import pickle
 import re
 import textwrap
 
@@ -213,6 +215,15 @@ def test_parameters_are_taken_as_they_are_where_nothing_is_differentiated():
         y, _ = bn.batch_norm_training(x, weight)
     assert not y.requires_grad
     close(y, bn.batch_norm_training(x, weight.detach())[0], torch.float32)
+
+
+def test_what_was_saved_of_a_tensor_of_autograds_can_be_copied():
+    x = tensor((8, 3), torch.float32).requires_grad_()
+    with torch.no_grad():
+        y, saved = bn.batch_norm_training(x)
+    expected = bn.batch_norm_backward(y, saved).x
+    for made in (copy.copy(saved), copy.deepcopy(saved), pickle.loads(pickle.dumps(saved))):
+        assert torch.equal(bn.batch_norm_backward(y, made).x, expected)
 
 
 def test_evaluation_by_running_statistics_that_are_no_longer_kept_or_no_more_there():

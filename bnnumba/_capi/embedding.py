@@ -21,8 +21,8 @@ def _gpu() -> Any:
         from . import on_device
     except ImportError as error:
         msg = (
-            "x: is on a GPU, which needs numba-cuda: pip install bnnumba[cu13], or bnnumba[cu12] "
-            f"for CUDA 12; it could not be imported: {error}"
+            "x: is on a GPU, which needs numba-cuda: pip install 'bnnumba[cu13]', "
+            f"or 'bnnumba[cu12]' for CUDA 12; it could not be imported: {error}"
         )
         raise BackendError(msg) from error
     return on_device

@@ -141,11 +141,11 @@ def or_zero(typingctx, value):
 
 @intrinsic
 def zero_where_less(typingctx, value, a, b):
-    """Return each lane of a value, or 0 where a is not more than b."""
+    """Return each lane of a value, or 0 where a is less than b."""
 
     def codegen(context, builder, sig, args):
         value, a, b = args
-        return _zero_where(builder, builder.fcmp_ordered("<=", a, b), value)
+        return _zero_where(builder, builder.fcmp_ordered("<", a, b), value)
 
     return value(value, a, b), codegen
 

@@ -114,7 +114,7 @@ def begin_rows(x, c, row0, row1, s0, s1, work, at):
     offset = hsum(load_f64(work, at)) / (rows * width)
     variance = hsum(load_f64(work, at + 8)) / (rows * width) - offset * offset
     pivot = first + offset
-    work[at + 32] = 0.0 if pivot * pivot <= variance else rounded(x, pivot)
+    work[at + 32] = 0.0 if pivot * pivot < variance else rounded(x, pivot)
     store(work, at, zeros_f64x16())
     store(work, at + 16, zeros_f64x16())
 

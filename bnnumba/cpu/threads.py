@@ -12,6 +12,7 @@ import numba
 from numba.np.ufunc import parallel as numba_parallel
 
 from ..compiling import compiler_lock
+from ..errors import BackendError
 from .worksharing import team
 
 _region = threading.Lock()
@@ -65,7 +66,11 @@ def count():
     if getattr(numba_parallel, "_is_initialized", False):
         return numba_parallel._get_num_threads()
     with compiler_lock:  # which a fork waits for: this starts threads
-        return numba.get_num_threads()
+        try:
+            return numba.get_num_threads()
+        except ValueError as error:  # NUMBA_THREADING_LAYER names none that is here
+            msg = f"Numba has no threads to start: {error}"
+            raise BackendError(msg) from error
 
 
 def sleep():

@@ -163,7 +163,7 @@ class DeviceLibrary:
         """Return the error for an array of another library or device."""
         where = "the CPU" if isinstance(array, np.ndarray) else _place(array)
         msg = (
-            f"{argument}: expected an array of {self.name} on the GPU, as x is one, "
+            f"{argument}: expected an array of {self.name} on the GPU, as the first array is, "
             f"got {_kind(array)}{where and f' on {where}'}"
         )
         return BnnumbaTypeError(msg)
