@@ -65,8 +65,8 @@ class Machine:
         queued = time.perf_counter() - start
         self.sync()
         once = max(time.perf_counter() - start, 1e-5)
-        # As many as the driver queues without waiting.
-        count = 2 if self.dry else min(100, max(8, int(seconds / once)))
+        # As many as the driver queues without waiting, also where a call is a dozen launches.
+        count = 2 if self.dry else min(60, max(8, int(seconds / once)))
         turns = itertools.islice(itertools.cycle(calls), count)
         if self.dry:
             found = []
@@ -334,9 +334,30 @@ def plans(machine, shapes, seconds):
         row = []
         for regime in ("resident", "swept", "passes"):
             with forced(regime):
-                taken = machine.time(own(data, op), data.sets, seconds)
-            row.append(f"{regime} {taken * 1e6:9.1f} us")
+                function = own(data, op)
+                names = launched(function, data.sets[0])  # others where a tile does not fit
+                taken = machine.time(function, data.sets, seconds)
+            row.append(f"{regime} {taken * 1e6:9.1f} us ({', '.join(names)})")
         print(f"{op:9} {layout:3} {'x'.join(map(str, shape)):18}", *row, flush=True)
+
+
+def launched(function, arrays):
+    """The names of the kernels that a call launches."""
+    from bnnumba.gpu import driver
+
+    device, names = type(driver.device(0)), []
+    launch = device.launch
+
+    def noting(self, kernel, *arguments):
+        names.append(kernel.name)
+        return launch(self, kernel, *arguments)
+
+    device.launch = noting
+    try:
+        function(*arrays)
+    finally:
+        device.launch = launch
+    return names
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def bandwidth(results, path):
                 axes.bar(at, speeds, 0.8 / len(shown), color=colour, label=label)
             for i, race in enumerate(races):
                 speed = race.bandwidth(race.best(ceilings)) / 1e9
-                label = {"inference": "fastest copy", "moments": "fastest read"}[op]
+                label = "fastest copy (inference) or read (moments)"
                 axes.hlines(speed, i - 0.45, i + 0.45, color="black", label=None if i else label)
             axes.set_xticks(
                 range(len(races)), [_label(r.shape) for r in races], rotation=45, ha="right"

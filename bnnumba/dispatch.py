@@ -6,7 +6,7 @@ imported torch.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from .errors import BackendError, BnnumbaTypeError, BnnumbaValueError
 __all__ = ["NUMPY", "Library", "library_of", "overlap", "share"]
 
 Array = Any
+ArrayT = TypeVar("ArrayT")  # of what comes out as it went in
 Viewed = Any  # an ndarray, or the DeviceArray of one on a GPU
 _CPU_DEVICES = (1, 3, 11, 13)  # DLPack's kDLCPU, kDLCUDAHost, kDLROCMHost, kDLCUDAManaged
 _CUDA_DEVICE = 2

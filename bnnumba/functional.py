@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
-from .dispatch import Array, library_of
+from .dispatch import Array, ArrayT, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .results import Gradients, Moments, Saved, check_moments
 from .validation import byte_order, check_data, check_eps, check_real, open_data
@@ -41,7 +41,7 @@ def _check_correction(correction: Any, count: int, updates_var: bool) -> float:
 
 
 def batch_norm_training(
-    x: Array,
+    x: ArrayT,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
@@ -52,7 +52,7 @@ def batch_norm_training(
     correction: float = 1,
     axis: int = 1,
     out: Array | None = None,
-) -> tuple[Array, Saved]:
+) -> tuple[ArrayT, Saved]:
     r"""Normalize a batch by its own mean and variance, channel by channel.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \, w + b
@@ -146,7 +146,7 @@ def train(
 
 
 def batch_norm_inference(
-    x: Array,
+    x: ArrayT,
     mean: Array,
     var: Array,
     weight: Array | None = None,
@@ -155,7 +155,7 @@ def batch_norm_inference(
     eps: float = 1e-5,
     axis: int = 1,
     out: Array | None = None,
-) -> Array:
+) -> ArrayT:
     """Normalize by given statistics, usually the running ones.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``
@@ -282,7 +282,7 @@ def batch_norm_backward(grad_output: Array, saved: Saved, *, out: Array | None =
 
 
 def batch_norm(
-    x: Array,
+    x: ArrayT,
     running_mean: Array | None,
     running_var: Array | None,
     weight: Array | None = None,
@@ -290,7 +290,7 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Array:
+) -> ArrayT:
     """Normalize with the signature of ``torch.nn.functional.batch_norm``; the channel axis is 1.
 
     Parameters

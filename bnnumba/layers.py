@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .dispatch import Array, library_of
+from .dispatch import Array, ArrayT, library_of
 from .errors import BnnumbaTypeError, BnnumbaValueError
 from .functional import (
     batch_norm_backward,
@@ -142,7 +142,7 @@ class BatchNorm:
         """Normalize by the running statistics from now on; return the layer."""
         return self.train(False)
 
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayT, *, out: ArrayT | None = None) -> ArrayT:
         """Return the normalized `x`, and keep what :meth:`backward` needs."""
         self._check_channels(x)
         saved: Saved | None
@@ -166,7 +166,7 @@ class BatchNorm:
         self._saved = saved
         return y
 
-    def backward(self, grad_output: Array, *, out: Array | None = None) -> Array:
+    def backward(self, grad_output: ArrayT, *, out: ArrayT | None = None) -> ArrayT:
         """Return the gradient of the input of the last forward pass.
 
         The gradients of the parameters are put into `weight_grad` and `bias_grad`.

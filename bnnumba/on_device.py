@@ -192,7 +192,8 @@ def backward(dy: Any, saved: Any, out: Array | None) -> Gradients:
             call, array, dy, axis, scale, saved._stats, saved.training, dx, dweight, dbias
         )
         let_follow(array, dy, scale, dx)
-        library.keep_for_stream(saved._stats)  # which may be that of the forward pass no more
+        # Which may be that of the forward pass no more, and `saved` the last to hold x.
+        library.keep_for_stream(array, scale, saved._stats)
     if out is not None and overlapping(dx, array):
         saved._overwritten = True
     return Gradients(dx.owner if out is None else out, dweight.owner, dbias.owner)

@@ -9,7 +9,7 @@ typedef int result;
 enum { OK = 0, INVALID = 1, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
 static _Thread_local void *current, *below;
-static int context, module, function;
+static int context, module, function, event;
 
 static result cuInit(unsigned flags) {
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -95,6 +95,21 @@ static result cuMemcpyHtoDAsync(uint64_t to, const void *from, size_t size, void
     return OK;
 }
 
+static result cuEventCreate(void **found, unsigned flags) {
+    if (flags != 2) return INVALID; /* no times */
+    *found = &event;
+    return OK;
+}
+static result cuEventRecord(void *e, void *stream) {
+    printf("record %p\n", stream);
+    return e == &event ? OK : INVALID;
+}
+static result cuStreamWaitEvent(void *stream, void *e, unsigned flags) {
+    printf("follow %p\n", stream);
+    return e == &event && !flags ? OK : INVALID;
+}
+static result cuEventDestroy(void *e) { return e == &event ? OK : INVALID; }
+
 static result cuStreamSynchronize(void *stream) { printf("wait\n"); return OK; }
 
 #define ENTRY(name) { #name, (void *)name }
@@ -104,6 +119,7 @@ static const struct { const char *name; void *function; } entries[] = {
     ENTRY(cuDeviceGetAttribute), ENTRY(cuPointerGetAttribute), ENTRY(cuModuleLoadData),
     ENTRY(cuModuleGetFunction), ENTRY(cuFuncSetAttribute), ENTRY(cuLaunchKernel),
     ENTRY(cuMemsetD8Async), ENTRY(cuMemcpyDtoHAsync), ENTRY(cuMemcpyHtoDAsync),
+    ENTRY(cuEventCreate), ENTRY(cuEventRecord), ENTRY(cuStreamWaitEvent), ENTRY(cuEventDestroy),
     ENTRY(cuStreamSynchronize),
 };
 

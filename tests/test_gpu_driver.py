@@ -71,6 +71,21 @@ def test_a_launch_gets_its_arguments_on_the_stream_of_x_and_in_the_context_of_it
         assert [float(word) for word in words[25:]] == pytest.approx([256, 1e-5, 0.25, 255])
 
 
+def test_streams_that_other_arrays_name_are_waited_for_and_wait(driver):
+    lines = driver(
+        """
+            x, mean = StandIn(np.ones((4, 8, 64), np.float32)), StandIn(np.zeros(8, np.float32))
+            x.stream, mean.stream = 0x77, 0x99
+            bn.batch_norm_training(x, running_mean=mean)
+        """,
+        integers=16, reals=4,
+    )  # fmt: skip
+    events = [line for line in lines if line.split()[0] in ("record", "follow", "launch")]
+    assert events[:2] == ["record 0x99", "follow 0x77"]
+    assert events[2].startswith("launch")
+    assert events[3:] == ["record 0x77", "follow 0x99"]
+
+
 def test_a_context_that_is_current_is_so_after_a_call(driver):
     lines = driver(
         """

@@ -185,8 +185,8 @@ class DeviceLibrary:
         """Return a new array of the shape and dtype of `array`, dense in its order of axes."""
         return self.empty(array.shape, array.dtype, array)
 
-    def keep_for_stream(self, array):
-        """Have the memory of an array of ours kept until the stream to work on is done with it."""
+    def keep_for_stream(self, *arrays):
+        """Have memory kept until the stream to work on is done with it, where a library can."""
 
     def wrote(self, *arrays):
         """Let the library know that the caller's arrays were written to."""
@@ -269,8 +269,11 @@ class _Torch(DeviceLibrary):
     def empty_like(self, array):
         return self.enter("out", sys.modules["torch"].empty_like(array.owner))
 
-    def keep_for_stream(self, array):
-        array.owner.record_stream(sys.modules["torch"].cuda.current_stream(array.owner.device))
+    def keep_for_stream(self, *arrays):
+        for array in arrays:
+            if array is not None:
+                owner = array.owner
+                owner.record_stream(sys.modules["torch"].cuda.current_stream(owner.device))
 
     def wrote(self, *arrays):
         for array in arrays:
