@@ -97,6 +97,23 @@ def test_gradients_are_those_of_finite_differences():
         )
 
 
+@pytest.mark.parametrize("given", ["weight and bias", "weight", "bias", ""])
+def test_weight_and_bias_are_optional_each_on_its_own(given):
+    results = []
+    for norm in (adapter.batch_norm, functional.batch_norm):
+        x = batch(1, torch.float64)
+        weight, bias = (
+            torch.linspace(0.5, 2, 5, dtype=torch.float64).requires_grad_()
+            if name in given
+            else None
+            for name in ("weight", "bias")
+        )
+        norm(x, None, None, weight, bias, training=True).pow(3).sum().backward()
+        results.append([a.grad for a in (x, weight, bias) if a is not None])
+    for got, expected in zip(*results, strict=True):
+        close(got, expected, torch.float64)
+
+
 @pytest.mark.parametrize("differentiable", [(0,), (1,), (2,), (0, 2), ()])
 def test_only_what_wants_a_gradient_gets_one(differentiable):
     arguments = [batch(1).detach(), torch.full((5,), 2.0), torch.zeros(5)]

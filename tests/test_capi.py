@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -401,6 +403,31 @@ def test_hot_calls_of_the_embedded_library_do_not_take_the_gil(tmp_path):
     """)
     run("cc", *C99, "-O2", source, "-o", binary, *link("bnnumba_embed"), "-pthread", "-ldl")
     run(binary, env={"BNNUMBA_PYTHON_ENV": sys.prefix})
+
+
+@needs("cc")
+def test_ctrl_c_ends_a_program_of_the_embedded_library(tmp_path):
+    source, binary = tmp_path / "interrupted.c", tmp_path / "interrupted"
+    source.write_text("""
+        #include <bnnumba.h>
+        #include <signal.h>
+        #include <stdio.h>
+        int main(void) {
+            float x[] = {1, 3};
+            double mean, m2;
+            signal(SIGINT, SIG_DFL);
+            puts(bnnumba_moments(BNNUMBA_FLOAT32, BNNUMBA_NCS, 2, 1, 1, x, NULL, &mean, &m2)
+                     ? bnnumba_last_error() : "computed");
+            fflush(stdout);
+            raise(SIGINT);
+            return 0;
+        }
+    """)
+    run("cc", *C99, source, "-o", binary, *link("bnnumba_embed"))
+    environment = {**os.environ, "BNNUMBA_PYTHON_ENV": sys.prefix}
+    process = subprocess.run([binary], env=environment, capture_output=True, check=False)
+    assert process.stdout == b"computed\n"
+    assert process.returncode == -signal.SIGINT
 
 
 def test_python_forks_while_another_thread_starts_the_embedded_library():

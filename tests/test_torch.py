@@ -1,10 +1,7 @@
 """PyTorch as the judge: the same numbers, and tensors in, tensors out."""
 
 import copy
-import pathlib
 import pickle
-import re
-import textwrap
 
 import numpy as np
 import pytest
@@ -242,41 +239,3 @@ def test_evaluation_by_running_statistics_that_are_no_longer_kept_or_no_more_the
         for name, value in theirs.state_dict().items():
             if name != "num_batches_tracked":  # PyTorch counts where there is nothing to move
                 close(torch.as_tensor(ours.state_dict()[name]), value, torch.float32)
-
-
-def recipe():
-    """The autograd function of docs/guide/arrays.md."""
-    page = (pathlib.Path(__file__).parents[1] / "docs" / "guide" / "arrays.md").read_text()
-    code = textwrap.dedent(re.search(r"```python\n(.*?class BatchNorm\(.*?)```", page, re.S)[1])
-    names = {"torch": torch, "bn": bn}
-    exec(code, names)
-    return names["BatchNorm"].apply
-
-
-@pytest.mark.parametrize("given", ["weight and bias", "weight", "bias", ""])
-def test_the_recipe_of_the_guide_has_the_gradients_of_pytorch(given):
-    apply, results = recipe(), []
-    for norm in (
-        lambda *a: apply(*a, None, None),
-        lambda x, w, b: functional.batch_norm(x, None, None, w, b, training=True),
-    ):
-        x = tensor((6, 5, 7), torch.float64).requires_grad_()
-        weight, bias = (
-            torch.linspace(0.5, 2, 5, dtype=torch.float64).requires_grad_()
-            if name in given
-            else None
-            for name in ("weight", "bias")
-        )
-        norm(x, weight, bias).pow(3).sum().backward()
-        results.append([a.grad for a in (x, weight, bias) if a is not None])
-    for got, expected in zip(*results, strict=True):
-        close(got, expected, torch.float64)
-
-
-def test_the_recipe_of_the_guide_notices_data_that_were_overwritten():
-    x, weight, bias = torch.randn(16, 5, requires_grad=True), torch.ones(5), torch.zeros(5)
-    h = x * 2
-    y = recipe()(h, weight, bias, None, None)
-    h += y
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        h.pow(3).sum().backward()

@@ -51,8 +51,10 @@ def inverse_root(typingctx, value):
     def codegen(context, builder, sig, args):
         kind = args[0].type
         one = emit_splat(builder, ir.Constant(kind.element, 1.0), kind.count)
-        inverse = builder.fdiv(one, emit_llvm(builder, "sqrt", kind, kind, args[0]))
         no_value = builder.fcmp_ordered("==", args[0], ir.Constant(kind, None))
+        # No division by zero, which programs may trap, in lanes behind the last channel either.
+        some = builder.select(no_value, one, args[0])
+        inverse = builder.fdiv(one, emit_llvm(builder, "sqrt", kind, kind, some))
         return _zero_where(builder, no_value, inverse)
 
     return value(value), codegen

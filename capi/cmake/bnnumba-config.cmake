@@ -1,6 +1,6 @@
 # find_package(bnnumba) gives the targets bnnumba::bnnumba, and bnnumba::embed where it is installed.
 # Both are components as well: find_package(bnnumba COMPONENTS embed) fails where that one is not.
-get_filename_component(_bnnumba_lib "${CMAKE_CURRENT_LIST_DIR}/../.." ABSOLUTE)
+get_filename_component(_bnnumba_lib "${CMAKE_CURRENT_LIST_DIR}/../.." REALPATH)
 get_filename_component(_bnnumba_prefix "${_bnnumba_lib}/.." ABSOLUTE)
 
 foreach(_bnnumba_name bnnumba embed)

@@ -26,9 +26,12 @@
  *   multiplied and shifted by has the precision of the arithmetic: double for FLOAT64, float for
  *   the others, whose 1 / sqrt(variance + eps) must be in the range of float.
  * - Results have the same bits for any number of threads, and the same bits as those of the Python
- *   package bnnumba on a CPU of the same level, see bnnumba_isa().
+ *   package bnnumba on a CPU of the same level, see bnnumba_isa(), for tensors of the same strides,
+ *   outputs included.
  * - All functions may be called from any number of threads at once, on different outputs. Those
- *   that take a handle may share it, see "Streaming moments".
+ *   that take a handle may share it, see "Streaming moments". None may be called in the handler of
+ *   a signal. A thread that calls needs 32 KiB of stack, and 320 bytes more for each thread that a
+ *   call may use.
  * - NaN and infinity in a channel of the data reach the results of that channel, and no other.
  * - A library stays in memory after dlclose(), as its threads do.
  *
@@ -196,7 +199,8 @@ typedef enum bnnumba_layout {
 typedef struct bnnumba_params {
     /*
      * sizeof(bnnumba_params): tells the library which version of this struct it is given. What a
-     * shorter one lacks at its end has the initial value.
+     * shorter one lacks at its end has the initial value; a longer one, of a newer header, is an
+     * error.
      */
     size_t struct_size;
     /* Type of the four arrays below and of the gradients of weight and bias: FLOAT32 or FLOAT64. */
@@ -279,7 +283,8 @@ bnnumba_status bnnumba_update_running(int64_t c, int64_t count, const double *me
  *                                      Batch normalization
  *
  * In place: y_out may be x itself, and dx_out may be dy or x itself. No output may overlap anything
- * else, from its first byte to its last, nor its own elements each other.
+ * else, from its first byte to its last, nor its own elements each other: each axis of a tensor
+ * steps over all that is within the axes of smaller steps.
  *
  * 1 / sqrt(variance + eps) is taken as 0 where variance + eps is 0: y is then the bias.
  * ============================================================================================== */
@@ -350,8 +355,8 @@ bnnumba_status bnnumba_backward_inference(bnnumba_dtype dtype, bnnumba_layout la
  * Fold an inference batch norm into the convolution (or dense layer) before it: the folded layer
  * computes batch_norm(conv(x)).
  *
- * Reads all members of `params` but momentum and correction; running_mean and running_var are
- * needed.
+ * Reads all members of `params` but momentum, correction and mean_rest; running_mean and running_var
+ * are needed.
  *
  *     dtype             FLOAT32 or FLOAT64: type of the four arrays
  *     c, k              output channels, and weights per output channel

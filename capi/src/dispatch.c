@@ -1,5 +1,8 @@
 /* libbnnumba: which of the kernels compiled ahead of time run on this CPU. */
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,7 +28,17 @@ static const struct level {
 
 static const struct level *chosen;
 
-/* F16C, MOVBE and LZCNT, which compilers cannot all ask for, came with AVX2. */
+#if defined(__x86_64__)
+/* F16C, MOVBE and LZCNT came with AVX2, but a virtual machine may lack them; not all compilers ask. */
+static int has_the_rest_of_v3(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    const unsigned wanted = bit_F16C | bit_MOVBE;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & wanted) == wanted &&
+           __get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx) && (ecx & bit_LZCNT);
+}
+#endif
+
 static int cpu_has(const char *level)
 {
 #if defined(__x86_64__)
@@ -34,7 +47,8 @@ static int cpu_has(const char *level)
         return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
     if (!strcmp(level, "x86-64-v3"))
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-               __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+               __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+               has_the_rest_of_v3();
     if (!strcmp(level, "x86-64-v4"))
         return cpu_has("x86-64-v3") && __builtin_cpu_supports("avx512f") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE /* dladdr */
 #include <Python.h>
 #include <dlfcn.h>
+#include <signal.h>
 
 #include "interpreter.h"
 
@@ -22,6 +23,7 @@ static void share_symbols(void)
 const char *bn_interpreter_start(const char *program)
 {
     PyConfig config;
+    struct sigaction interrupt;
     if (Py_IsInitialized())
         return NULL;
     share_symbols();
@@ -33,6 +35,13 @@ const char *bn_interpreter_start(const char *program)
     PyConfig_Clear(&config);
     if (PyStatus_Exception(status))
         return status.err_msg ? status.err_msg : "Python asked to exit";
+    /* Whoever imports this first takes SIGINT from the program, whatever the configuration says. */
+    sigaction(SIGINT, NULL, &interrupt);
+    PyObject *module = PyImport_ImportModule("_signal");
+    Py_XDECREF(module);
+    if (!module)
+        PyErr_Clear();
+    sigaction(SIGINT, &interrupt, NULL);
     PyEval_SaveThread(); /* the calls that need the interpreter's lock take it by themselves */
     return NULL;
 }

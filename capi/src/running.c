@@ -11,7 +11,7 @@
  * held only while c numbers are merged or copied.
  */
 typedef struct slot {
-    uint32_t generation; /* odd while the slot is in use */
+    uint64_t generation; /* odd while the slot is in use */
     uint32_t next;       /* of a free slot: the next free one, slot_count behind the last */
     int64_t c, count;
     double *mean, *m2, *rest; /* one allocation; what rounding leaves of the mean is in `rest` */
@@ -26,16 +26,21 @@ static bnnumba_status find(const char *name, const bnnumba_running *handle, slot
 {
     uint64_t id = (uint64_t)(uintptr_t)handle;
     uint32_t index = (uint32_t)(id & ((1u << SLOT_BITS) - 1));
-    uint32_t generation = (uint32_t)(id >> SLOT_BITS);
+    uint64_t generation = id >> SLOT_BITS;
     if (!handle)
         return bn_fail(BNNUMBA_ERROR_HANDLE, "%s: expected a handle, got NULL", name);
-    if (index >= slot_count || slots[index].generation != generation ||
-        id >> SLOT_BITS != generation || !(generation & 1))
+    if (index >= slot_count || slots[index].generation != generation || !(generation & 1))
         return bn_fail(BNNUMBA_ERROR_HANDLE,
                        "%s: expected a handle in use, got %p, which was destroyed or never made",
                        name, (const void *)handle);
     *slot_out = &slots[index];
     return BNNUMBA_OK;
+}
+
+/* Of those that a handle has room for; the one after the last is even, as the first is. */
+static uint64_t next_generation(const slot *of)
+{
+    return (of->generation + 1) & (UINT64_MAX >> SLOT_BITS);
 }
 
 /* Make more slots where none is free, which are then the list. Return whether there is memory. */
@@ -72,8 +77,8 @@ static bnnumba_status make(int64_t c, int64_t count, const double *from,
     uint32_t index = first_free;
     slot *made = &slots[index];
     first_free = made->next;
-    *made = (slot){made->generation + 1, 0, c, count, numbers, numbers + c, numbers + 2 * c};
-    uint64_t id = (uint64_t)made->generation << SLOT_BITS | index;
+    *made = (slot){next_generation(made), 0, c, count, numbers, numbers + c, numbers + 2 * c};
+    uint64_t id = made->generation << SLOT_BITS | index;
     bn_unlock();
     *handle_out = (bnnumba_running *)(uintptr_t)id;
     return BNNUMBA_OK;
@@ -96,7 +101,7 @@ bnnumba_status bnnumba_running_destroy(bnnumba_running *handle)
     bnnumba_status status = find("handle", handle, &found);
     if (status == BNNUMBA_OK) {
         free(found->mean);
-        *found = (slot){.generation = found->generation + 1, .next = first_free};
+        *found = (slot){.generation = next_generation(found), .next = first_free};
         first_free = (uint32_t)(found - slots);
     }
     bn_unlock();

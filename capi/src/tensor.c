@@ -102,6 +102,28 @@ static bnnumba_status bounds(const tensor *t, data *out)
     return BNNUMBA_OK;
 }
 
+/* Check that no elements overlap: each axis steps over all of those that take smaller steps. */
+static bnnumba_status check_spread_out(const tensor *t)
+{
+    int64_t reach = t->itemsize;
+    uint64_t done = 0;
+    for (;;) {
+        int next = -1;
+        for (int a = 0; a < t->rank; a++)
+            if (t->shape[a] > 1 && !(done >> a & 1) &&
+                (next < 0 || llabs(t->strides[a]) < llabs(t->strides[next])))
+                next = a;
+        if (next < 0)
+            return BNNUMBA_OK;
+        if (llabs(t->strides[next]) < reach)
+            return bn_fail(BNNUMBA_ERROR_OVERLAP,
+                           "%s: its elements must not overlap, got a stride of %lld at axis %d",
+                           t->name, (long long)(t->strides[next] / t->itemsize), next);
+        reach += llabs(t->strides[next]) * (t->shape[next] - 1);
+        done |= UINT64_C(1) << next;
+    }
+}
+
 static int is_aligned(const tensor *t)
 {
     if ((uintptr_t)t->address % (uintptr_t)t->itemsize)
@@ -253,11 +275,8 @@ static bnnumba_status open_tensors(opened *o, int axis, int count, const DLTenso
         d->written = writes && i == count - 1;
         d->on_device = (int32_t)from[i]->device.device_type == CUDA ? from[i] : NULL;
         TRY(bounds(t, d));
-        for (int a = 0; d->written && d->begin < d->end && a < t->rank; a++)
-            if (t->shape[a] > 1 && !t->strides[a])
-                return bn_fail(BNNUMBA_ERROR_OVERLAP,
-                               "%s: its elements must not overlap, got a stride of 0 at axis %d",
-                               names[i], a);
+        if (d->written && d->begin < d->end)
+            TRY(check_spread_out(t));
     }
     const tensor *x = &o->tensors[0];
     if (axis < -x->rank || axis >= x->rank)

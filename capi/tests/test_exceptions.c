@@ -22,7 +22,7 @@ static double wide[SIZE], saved[3 * MOST_CHANNELS], mean[MOST_CHANNELS], m2[MOST
     } while (0)
 
 /* Vectors have lanes without a channel, and one channel is constant. */
-static void quiet(bnnumba_layout layout, int64_t c)
+static void quiet(bnnumba_layout layout, int64_t c, double eps)
 {
     bnnumba_running *handle;
     bnnumba_params p = BNNUMBA_PARAMS_INIT;
@@ -40,7 +40,8 @@ static void quiet(bnnumba_layout layout, int64_t c)
     CHECK_OK(bnnumba_running_destroy(handle));
     CHECK_QUIET(bnnumba_merge(c, &count, mean, m2, 4, saved, saved + c));
 
-    p.weight = weight, p.running_mean = mean32, p.running_var = var32;
+    p.weight = weight, p.running_mean = mean32, p.running_var = var32, p.eps = eps;
+    var32[c / 2] = eps > 0; /* else 1 / sqrt of it is 0 */
     CHECK_QUIET(bnnumba_forward_training(BNNUMBA_FLOAT32, layout, N, c, S, x, &p, y, saved));
     CHECK_QUIET(bnnumba_backward_training(BNNUMBA_FLOAT32, layout, N, c, S, x, dy, &p, saved, y,
                                           NULL, NULL));
@@ -56,8 +57,10 @@ int main(void)
         fill(dy, SIZE, 14);
         for (int i = 0; i < MOST_CHANNELS; i++)
             weight[i] = 1, mean32[i] = 0, var32[i] = 1;
-        quiet(BNNUMBA_NCS, c);
-        quiet(BNNUMBA_NSC, c);
+        quiet(BNNUMBA_NCS, c, 1e-5);
+        quiet(BNNUMBA_NSC, c, 1e-5);
+        quiet(BNNUMBA_NCS, c, 0);
+        quiet(BNNUMBA_NSC, c, 0);
     }
     return 0;
 }

@@ -115,6 +115,7 @@ static void refused(void)
     double mean[C], m2[C];
     int64_t huge[4] = {INT64_MAX, 1, 1, 1}, negative[4] = {N, -1, H, W};
     int64_t repeated[4] = {C * H * W, H * W, 0, 1};
+    int64_t windows[4] = {C * H * W, H * W, 1, 1};
     int64_t far[4] = {INT64_MAX / 8, H * W, W, 1};
     DLTensor t = tensor(x, NULL), u = t, out = tensor(y, NULL);
     CHECK_OK(bnnumba_moments_dl(&t, 1, NULL, mean, m2));
@@ -154,6 +155,9 @@ static void refused(void)
                 bnnumba_moments_dl(&u, 1, NULL, mean, m2));
     out.strides = repeated;
     CHECK_ERROR(BNNUMBA_ERROR_OVERLAP, "y_out: its elements must not overlap, got a stride of 0 at axis 2",
+                bnnumba_forward_training_dl(&t, 1, NULL, &out, NULL));
+    out.strides = windows;
+    CHECK_ERROR(BNNUMBA_ERROR_OVERLAP, "y_out: its elements must not overlap, got a stride of 1 at axis",
                 bnnumba_forward_training_dl(&t, 1, NULL, &out, NULL));
     out.strides = NULL, out.data = x + 1;
     CHECK_ERROR(BNNUMBA_ERROR_OVERLAP, "y_out",
