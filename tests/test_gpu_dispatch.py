@@ -48,7 +48,7 @@ def test_without_numba_cuda_the_error_says_what_to_install(monkeypatch, kind):
     monkeypatch.setitem(sys.modules, "bnnumba.gpu.arrays", None)
     x = GPU_ARRAYS[kind](monkeypatch)
     for function in (bn.moments, bn.batch_norm_training, bn.RunningMoments(3).update):
-        with pytest.raises(bn.BackendError, match=r"x: .*on a GPU.*pip install bnnumba\[cu13\]"):
+        with pytest.raises(bn.BackendError, match=r"x: .*on a GPU.*pip install .bnnumba\[cu13\]'"):
             function(x)
 
 

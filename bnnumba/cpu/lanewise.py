@@ -1,5 +1,7 @@
 """Arithmetic on the vectors of `bnnumba.cpu.simd`, lane by lane."""
 
+import math
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -51,11 +53,12 @@ def inverse_root(typingctx, value):
     def codegen(context, builder, sig, args):
         kind = args[0].type
         one = emit_splat(builder, ir.Constant(kind.element, 1.0), kind.count)
+        # The root of infinity is one that 1 is divided by without an exception, which programs may
+        # trap. LLVM undoes a choice between the result and 0 that comes with another operand.
         no_value = builder.fcmp_ordered("==", args[0], ir.Constant(kind, None))
-        # No division by zero, which programs may trap, in lanes behind the last channel either.
-        some = builder.select(no_value, one, args[0])
-        inverse = builder.fdiv(one, emit_llvm(builder, "sqrt", kind, kind, some))
-        return _zero_where(builder, no_value, inverse)
+        infinite = emit_splat(builder, ir.Constant(kind.element, math.inf), kind.count)
+        some = builder.select(no_value, infinite, args[0])
+        return builder.fdiv(one, emit_llvm(builder, "sqrt", kind, kind, some))
 
     return value(value), codegen
 

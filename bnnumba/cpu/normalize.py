@@ -42,12 +42,10 @@ NEAR = 256
 def inverse_std(var, eps):
     """Return 1 / sqrt(var + eps), and 0 where both are 0, as PyTorch does.
 
-    Without vectors: what needs no other kernel works without the compiler. Not a division that is
-    left out where there is nothing to divide by: LLVM may divide in vectors, and choose afterwards.
+    Without vectors: what needs no other kernel works without the compiler. See `inverse_root`.
     """
     spread = var + eps
-    some = spread if spread != 0.0 else 1.0
-    return 1.0 / math.sqrt(some) if spread != 0.0 else 0.0
+    return 1.0 / math.sqrt(spread if spread != 0.0 else math.inf)
 
 
 @inlined
