@@ -12,7 +12,7 @@ import numpy as np
 
 from .errors import BackendError, BnnumbaTypeError, BnnumbaValueError
 
-__all__ = ["NUMPY", "Library", "library_of", "overlap", "share"]
+__all__ = ["NUMPY", "ArrayT", "Library", "library_of", "overlap", "share"]
 
 Array = Any
 ArrayT = TypeVar("ArrayT")  # of what comes out as it went in

@@ -295,6 +295,14 @@ def test_the_good_arguments_are_good(function):
     getattr(bn, function)(**GOOD[function]())
 
 
+def test_an_out_of_interleaved_strides_is_written():
+    data, memory = normal((3, 2)), np.zeros(20, np.float32)
+    out = as_strided(memory, (3, 2), (16, 24))  # elements 0, 4, 8 and 6, 10, 14
+    assert bn.batch_norm_training(data, out=out)[0] is out
+    assert same_bits(out, bn.batch_norm_training(data)[0])
+    assert np.count_nonzero(memory) == data.size
+
+
 def test_one_value_per_channel_is_fine_where_no_running_variance_needs_it():
     one = x()[:1, :, :1]
     bn.batch_norm_training(one)

@@ -81,7 +81,9 @@ def test_a_gpu_array_with_x_on_the_cpu_is_an_error_that_names_both(argument):
 def test_a_tensor_on_a_gpu_with_x_on_the_cpu_is_an_error_that_names_both():
     torch = pytest.importorskip("torch")
     weight = torch.ones(3, device="meta")  # any device that is not the CPU
-    with pytest.raises(bn.BackendError, match=r"weight: .* on the CPU, as x is, .* device meta"):
+    with pytest.raises(
+        bn.BackendError, match=r"weight: .* on the CPU, as the first array is, .* device meta"
+    ):
         bn.batch_norm_training(torch.zeros(4, 3, 8), weight)
 
 
