@@ -369,7 +369,6 @@ def read(case, data, name):
 
 
 OWN, OWN_NEW, OWN_C = "bnnumba out=", "bnnumba", "bnnumba from C"
-NEW_OUTPUT = ("NumPy", "PyTorch")  # peers that make an output in each call
 COPIES = ("copy", "copy, streaming stores", "copy, one thread")
 READS = ("read", "read, one thread")
 HALVES = ("float16", "bfloat16")

@@ -8,7 +8,7 @@ import re
 
 from .cases import BEYOND, IMAGES, STEP, STREAM, TRACKED
 from .goals import ONEDNN, PYTORCH, goals
-from .peers import COPIES, HALVES, NEW_OUTPUT, OWN, OWN_C, OWN_NEW, READS
+from .peers import COPIES, HALVES, OWN, OWN_C, OWN_NEW, READS
 from .results import geometric_mean
 
 # What the widest vectors of a CPU are called, by the flag that tells of them, the widest first.
@@ -225,9 +225,8 @@ def markdown(results, plots):
 
 def _against(race, peers):
     """The ratio to the best of some peers, each compared with bnnumba's output of the same kind."""
-    pairs = [(name, OWN_NEW if name in NEW_OUTPUT else race.own) for name in peers]
-    found = [ratio for pair in pairs if (ratio := race.ratio(*pair)) is not None]
-    return min(found, default=None)
+    found = [race.ratio(name, unit) for _, name, unit in _peers([race]) if name in peers]
+    return min((ratio for ratio in found if ratio is not None), default=None)
 
 
 def _short_table(results):
