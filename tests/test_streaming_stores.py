@@ -20,9 +20,10 @@ SHAPES = [
     (40, 3),
     (9, 16),
     (7, 70),
+    (3, 2059),  # rows so wide that two are written at a time
 ]
 # Rows that do not follow on each other, and so are written one at a time.
-GAPS = [(2, 3, 200), (3, 5, 49), (7, 70)]
+GAPS = [(2, 3, 200), (3, 5, 49), (7, 70), (3, 2059)]
 GUARD = 40
 
 

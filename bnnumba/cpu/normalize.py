@@ -30,12 +30,14 @@ from .plan import slab_bounds
 from .prefetching import prefetch
 from .simd import blend, lanes, splat, splat_f64
 
-# Columns of a row in the rc view above which rows are written two at a time: the coefficients of
-# more would not stay in L1 from row to row (8192 rows of 4096, AVX2: 8.7 ms against 10.4; four at a
-# time 24.9).
+# Columns of a row in the rc view above which rows of 4 or 8 bytes an element are written two at a
+# time: the coefficients of more would not stay in L1 from row to row (16.8 million elements, AVX2:
+# float32 a tenth less, float64 a fifth; of 2 bytes a seventh more).
 WIDE = 2048
 # Elements of a row, of two, between a prefetch and its use.
 NEAR = 256
+# Bytes, a page, at whose distance a CPU takes two addresses for one until it knows better.
+ALIASED = 4096
 
 
 @inlined
@@ -235,13 +237,6 @@ def normalize_run(row, out, begin, size, coefs, streaming, reach):
 
 
 @inlined
-def normalize_part(row, out, i, live, centers, scales, shifts):
-    """Write the first `live` lanes of a vector of columns from i on."""
-    v = load_part(row, i, live) - load(centers, i)
-    store_part(out, i, live, fma(v, load(scales, i), load(shifts, i)))
-
-
-@inlined
 def normalize_vector(row, out, i, centers, scales, shifts, streaming):
     """Write a vector of columns from i on, and fetch what is some vectors further on."""
     prefetch(row, i + NEAR)
@@ -251,22 +246,25 @@ def normalize_vector(row, out, i, centers, scales, shifts, streaming):
 
 @part
 def normalize_wide_rows(x, i, begin, end, coefs, y, streaming):
-    """Normalize two rows from x[i] on side by side, so that they share reads of coefficients."""
-    centers, scales, shifts = row_at(coefs, (0,)), row_at(coefs, (1,)), row_at(coefs, (2,))
+    """Normalize two rows from x[i] on side by side, so that they share reads of coefficients.
+
+    The first one is so far ahead that what is written to the two is half a page apart, whatever the
+    length of the rows: with writes at one place of two pages, a read of that place of a third waits
+    (rows of 4096 float32: 4 ms, or 8 to 25 where y begins up to 200 bytes behind x in a page).
+    """
     x0, x1, y0, y1 = row_at(x, (i,)), row_at(x, (i + 1,)), row_at(y, (i,)), row_at(y, (i + 1,))
-    i0, i1 = begin + unaligned(y0, begin), begin + unaligned(y1, begin)
-    step = lanes(x)
+    centers, scales, shifts = row_at(coefs, (0,)), row_at(coefs, (1,)), row_at(coefs, (2,))
+    step, page = lanes(x), ALIASED // y.itemsize
+    lead = (y.strides[0] // y.itemsize + page // 2) % page // step * step
+    i0, i1 = begin + unaligned(y0, begin) + lead, begin + unaligned(y1, begin)
     size = (end - maximum(i0, i1)) // step * step
-    for k in range(2):
-        row, out = row_at(x, (i + k,)), row_at(y, (i + k,))
-        first = begin + unaligned(out, begin)
-        for q in range(begin, first, step):
-            normalize_part(row, out, q, minimum(step, first - q), centers, scales, shifts)
-        for q in range(first + size, end, step):
-            normalize_part(row, out, q, minimum(step, end - q), centers, scales, shifts)
+    normalize_run(x0, y0, begin, i0 - begin, coefs, streaming, NEAR)
+    normalize_run(x1, y1, begin, i1 - begin, coefs, streaming, NEAR)
     for offset in range(0, size, step):
         normalize_vector(x0, y0, i0 + offset, centers, scales, shifts, streaming)
         normalize_vector(x1, y1, i1 + offset, centers, scales, shifts, streaming)
+    normalize_run(x0, y0, i0 + size, end - i0 - size, coefs, streaming, NEAR)
+    normalize_run(x1, y1, i1 + size, end - i1 - size, coefs, streaming, NEAR)
 
 
 def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, ahead, reach):
@@ -277,7 +275,7 @@ def normalize_slab_rc(x, slab, begin, end, plan, coefs, y, ahead, reach):
     streaming = plan.streaming != 0
     rows, columns = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
-    if end - begin > WIDE:
+    if end - begin > WIDE and x.itemsize > 2:
         while n0 + 2 <= n1:
             normalize_wide_rows(x, n0, begin, end, coefs, y, streaming)
             n0 += 2
