@@ -59,9 +59,12 @@ class _Torch(Library):
         torch = self.torch
         if not isinstance(array, torch.Tensor):
             raise _not_of(self, argument, array)
-        if not array.requires_grad and array.dtype != torch.bfloat16:
+        seen = array
+        if array.requires_grad and not torch.is_grad_enabled():
+            seen = array.detach()
+        if not seen.requires_grad and seen.dtype != torch.bfloat16:
             try:
-                return array.numpy()
+                return seen.numpy()
             except (RuntimeError, TypeError):
                 pass
         return self._enter(argument, array)

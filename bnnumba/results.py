@@ -245,18 +245,18 @@ class Saved:
         mean, m2, _, rest = self._stats
         return Moments._with_rest(self.count, mean.copy(), m2.copy(), rest.copy())
 
-    def _with_input(self, x: Array | None) -> Saved:
-        """Return the same with another x of the same values, or with none, which is kept elsewhere.
+    def _forget_input(self) -> None:
+        """Keep x no longer: who keeps it elsewhere may free it, as PyTorch's autograd does."""
+        self.x = self._array = None  # type: ignore[assignment]
 
-        Who keeps x elsewhere may free it, as PyTorch's autograd does.
-        """
+    def _with_input(self, x: Array) -> Saved:
+        """Return the same with another x of the same values."""
         other = object.__new__(type(self))
         for kind in type(self).__mro__[:-1]:
             for name in kind.__slots__:  # type: ignore[attr-defined]
                 if hasattr(self, name):
                     setattr(other, name, getattr(self, name))
-        other.x = x
-        other._array = None if x is None else self._library.enter("x", x)  # type: ignore[assignment]
+        other.x, other._array = x, self._library.enter("x", x)
         return other
 
     def __getstate__(self) -> dict[str, Any]:

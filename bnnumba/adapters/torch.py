@@ -27,20 +27,27 @@ class _Differentiable(torch.autograd.Function):
         found: Any = train_or_evaluate(
             x, running_mean, running_var, weight, bias, training, momentum, eps, saves=True
         )
-        y, saved = found
+        y, ctx.saved = found
         # Autograd keeps x: it notices changes, and may free it, move it or compute it again.
         ctx.save_for_backward(x, weight)
-        ctx.saved = saved._with_input(None)
+        ctx.saved._forget_input()
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, _ = ctx.saved_tensors
-        gradients = batch_norm_backward(dy, ctx.saved._with_input(x))
-        wanted = ctx.needs_input_grad[:3]  # not of a weight or bias that is None
-        found = [g if want else None for g, want in zip(gradients, wanted, strict=True)]
-        return *found, None, None, None, None, None
+        # What says that these cannot be differentiated takes a while, and where it need not.
+        return _gradients_once(ctx, dy) if torch.is_grad_enabled() else _gradients(ctx, dy)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, _ = ctx.saved_tensors
+    gradients = batch_norm_backward(dy, ctx.saved._with_input(x))
+    wanted = ctx.needs_input_grad[:3]  # not of a weight or bias that is None
+    found = [g if want else None for g, want in zip(gradients, wanted, strict=True)]
+    return *found, None, None, None, None, None
+
+
+_gradients_once = torch.autograd.function.once_differentiable(_gradients)
 
 
 @torch.compiler.disable  # which would trace what becomes of the tensors down to the kernels
