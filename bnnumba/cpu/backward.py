@@ -22,6 +22,7 @@ from .lanewise import bounded, canonical, fma, rounded
 from .memory import (
     REPEATED,
     adjacent,
+    dense,
     fill,
     load,
     load_f64,
@@ -34,7 +35,7 @@ from .memory import (
     stream,
     unaligned,
 )
-from .normalize import first_coefficient, store_live
+from .normalize import first_coefficient, next_channel, store_live
 from .parts import by_rank, part
 from .plan import slab_bounds
 from .prefetching import prefetch, prefetch_distance
@@ -229,7 +230,7 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
     vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
     while i < end:
         if i == edge:
-            c, edge = c + 1, edge + s
+            c, edge = next_channel(c, coefs), edge + s
             vc, va = splat(row, coefs[0, c]), splat(row, coefs[1, c])
             vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
         if i >= aligned:
@@ -250,7 +251,7 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
         dy = load(grad, i) if live == step else load_part(grad, i, live)
         v = fma(dy, va, fma(x - vc, vb, vr))
         while edge < i + live:
-            c += 1
+            c = next_channel(c, coefs)
             vc, va = splat(row, coefs[0, c]), splat(row, coefs[1, c])
             vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
             v = blend(v, fma(dy, va, fma(x - vc, vb, vr)), edge - i)
@@ -264,15 +265,17 @@ def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, ahead, reach):
     streaming = plan.streaming != 0
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
-    together = adjacent(x) and adjacent(dy) and adjacent(dx)
-    run = maximum(1, end - begin) if together and s1 - s0 == s else 1
-    for i in range(n0, n1):
+    together = s1 - s0 == s and adjacent(x) and adjacent(dy) and adjacent(dx)
+    run = maximum(1, end - begin) if together else 1
+    follow = together and run == x.shape[1] and dense(x) and dense(dy) and dense(dx)
+    images = maximum(1, n1 - n0) if follow else 1
+    for i in range(n0, n1, images):
         for c in range(begin, end, run):
             row, grad, out = row_at(x, (i, c)), row_at(dy, (i, c)), row_at(dx, (i, c))
             after = (i, minimum(c + ahead, x.shape[1] - 1))
             row_ahead, grad_ahead = row_at(x, after), row_at(dy, after)
             input_rows(
-                row, grad, out, s0, s1 + (run - 1) * s, c, s, coefs, streaming,
+                row, grad, out, s0, s1 + (images * run - 1) * s, c, s, coefs, streaming,
                 row_ahead, grad_ahead, reach,
             )  # fmt: skip
 

@@ -312,6 +312,12 @@ def adjacent(x):
     return x.shape[-2] == 1 or x.strides[-2] == x.shape[-1] * x.itemsize
 
 
+@inlined
+def dense(x):
+    """Return whether the images x[n] of x[n, c, s], whose rows are adjacent, are so as well."""
+    return x.shape[0] == 1 or x.strides[0] == x.shape[1] * x.shape[2] * x.itemsize
+
+
 @intrinsic
 def load_lanes(typingctx, row, i, live):
     """Return the first `live` of 8 lanes, as float64, and zeros."""

@@ -14,6 +14,7 @@ from .lanewise import bounded, canonical, fma, inverse_root, rounded
 from .memory import (
     REPEATED,
     adjacent,
+    dense,
     fill,
     load,
     load_lanes,
@@ -133,13 +134,20 @@ def store_live(out, i, live, value, streaming):
         store(out, i, value)
 
 
+@inlined
+def next_channel(c, coefs):
+    """Return the channel after c, behind the last one the first."""
+    return c + 1 if c + 1 < coefs.shape[1] - REPEATED else 0
+
+
 @part
 def normalize_rows(row, out, begin, end, c, s, coefs, streaming, ahead, reach):
     """Write the normalized ``row[begin:end]``, a row of channel c that may go on into others.
 
-    The rows of the next channels then follow, each of `s` elements. A vector that reaches over the
-    end of a row is normalized for each channel that it has a part in: so `out` is written in whole
-    vectors however short its rows are, and can be streamed.
+    The rows of the next channels then follow, each of `s` elements, behind the last one those of
+    the next image. A vector that reaches over the end of a row is normalized for each channel that
+    it has a part in: so `out` is written in whole vectors however short its rows are, and can be
+    streamed.
 
     While a row is streamed, that of `ahead` is fetched, `reach` values further on.
     """
@@ -149,7 +157,7 @@ def normalize_rows(row, out, begin, end, c, s, coefs, streaming, ahead, reach):
     vc, vs, vb = splat(row, coefs[0, c]), splat(row, coefs[1, c]), splat(row, coefs[2, c])
     while i < end:
         if i == edge:
-            c, edge = c + 1, edge + s
+            c, edge = next_channel(c, coefs), edge + s
             vc, vs, vb = splat(row, coefs[0, c]), splat(row, coefs[1, c]), splat(row, coefs[2, c])
         if i >= aligned:
             last = minimum(edge, end)
@@ -172,7 +180,7 @@ def normalize_rows(row, out, begin, end, c, s, coefs, streaming, ahead, reach):
         x = load(row, i) if live == step else load_part(row, i, live)
         v = fma(x - vc, vs, vb)
         while edge < i + live:
-            c += 1
+            c = next_channel(c, coefs)
             vc, vs, vb = splat(row, coefs[0, c]), splat(row, coefs[1, c]), splat(row, coefs[2, c])
             v = blend(v, fma(x - vc, vs, vb), edge - i)
             edge += s
@@ -188,16 +196,17 @@ def normalize_slab_ncs(x, slab, begin, end, plan, coefs, y, ahead, reach):
     streaming = plan.streaming != 0
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
-    together = adjacent(x) and adjacent(y) and s1 - s0 == s
-    # A step that the compiler knows not to be 0 leaves no path that raises an exception.
+    together = s1 - s0 == s and adjacent(x) and adjacent(y)
+    # Steps that the compiler knows not to be 0 leave no path that raises an exception.
     run = maximum(1, end - begin) if together else 1
-    for i in range(n0, n1):
+    follow = together and run == x.shape[1] and dense(x) and dense(y)
+    images = maximum(1, n1 - n0) if follow else 1
+    for i in range(n0, n1, images):
         for c in range(begin, end, run):
             row, out = row_at(x, (i, c)), row_at(y, (i, c))
             row_ahead = row_at(x, (i, minimum(c + ahead, x.shape[1] - 1)))
-            normalize_rows(
-                row, out, s0, s1 + (run - 1) * s, c, s, coefs, streaming, row_ahead, reach
-            )
+            last = s1 + (images * run - 1) * s
+            normalize_rows(row, out, s0, last, c, s, coefs, streaming, row_ahead, reach)
 
 
 @part
