@@ -156,7 +156,8 @@ def emit_joined(builder, a, b):
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, count), list(range(count))))
 
 
-def _emit_half(builder, value, first):
+def emit_half(builder, value, first):
+    """Return half of the lanes of a vector, from a first one on."""
     count = value.type.count // 2
     some = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
     return builder.shuffle_vector(value, value, some)
@@ -167,7 +168,7 @@ def half_sum(typingctx, value):
     """Return 8 lanes, the first half of 16 plus the second."""
 
     def codegen(context, builder, sig, args):
-        return builder.fadd(_emit_half(builder, args[0], 0), _emit_half(builder, args[0], 8))
+        return builder.fadd(emit_half(builder, args[0], 0), emit_half(builder, args[0], 8))
 
     return f64x8(value), codegen
 
@@ -203,7 +204,7 @@ def hsum(typingctx, value):
         vector = args[0]
         while vector.type.count > 1:
             half = vector.type.count // 2
-            low, high = _emit_half(builder, vector, 0), _emit_half(builder, vector, half)
+            low, high = emit_half(builder, vector, 0), emit_half(builder, vector, half)
             vector = builder.fadd(low, high)
         return builder.extract_element(vector, I32(0))
 
