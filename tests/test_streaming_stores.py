@@ -10,20 +10,22 @@ from support import normal, parameters, same_bits
 import bnnumba as bn
 from bnnumba.cpu import caches, choices, lanewise, memory, parallel, simd
 
+# Of 1024 elements or more, as what is shorter is not written past the caches.
 SHAPES = [
     (2, 3, 200),  # rows of several vectors, all of them aligned alike, or
     (2, 3, 197),  # each in another way
-    (2, 5, 49),
-    (3, 17, 7),  # rows shorter than a vector
-    (2, 33, 1),
-    (1, 1, 5),
-    (40, 3),
-    (9, 16),
-    (7, 70),
+    (5, 5, 49),
+    (9, 17, 7),  # rows shorter than a vector
+    (2, 530, 1),
+    (1, 1, 1029),
+    (350, 3),
+    (67, 16),
+    (15, 70),
     (3, 2059),  # rows so wide that two are written at a time
+    (1, 1, 5),
 ]
 # Rows that do not follow on each other, and so are written one at a time.
-GAPS = [(2, 3, 200), (3, 5, 49), (7, 70), (3, 2059)]
+GAPS = [(2, 3, 200), (3, 5, 49), (2, 3, 1030), (7, 70), (3, 2059)]
 GUARD = 40
 
 

@@ -35,7 +35,7 @@ from .memory import (
     stream,
     unaligned,
 )
-from .normalize import first_coefficient, next_channel, store_live
+from .normalize import first_coefficient, next_channel, store_live, streams_runs
 from .parts import by_rank, part
 from .plan import slab_bounds
 from .prefetching import prefetch, prefetch_distance
@@ -225,7 +225,7 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
     """Write dx for ``row[begin:end]``; see `normalize_rows`."""
     step = lanes(row)
     i, edge = begin, s
-    aligned = minimum(end, begin + unaligned(out, begin))
+    aligned = minimum(end, begin + unaligned(out, begin)) if streaming else begin
     vc, va = splat(row, coefs[0, c]), splat(row, coefs[1, c])
     vb, vr = splat(row, coefs[2, c]), splat(row, coefs[3, c])
     while i < end:
@@ -262,22 +262,22 @@ def input_rows(row, grad, out, begin, end, c, s, coefs, streaming, row_ahead, gr
 
 def input_slab_ncs(x, dy, slab, begin, end, plan, coefs, dx, ahead, reach):
     """Write dx for one slab of x[n, c, s] and a range of channels; see `normalize_slab_ncs`."""
-    streaming = plan.streaming != 0
     n, _, s = x.shape
     n0, n1, s0, s1 = slab_bounds(n, s, plan, slab)
     together = s1 - s0 == s and adjacent(x) and adjacent(dy) and adjacent(dx)
     run = maximum(1, end - begin) if together else 1
     follow = together and run == x.shape[1] and dense(x) and dense(dy) and dense(dx)
     images = maximum(1, n1 - n0) if follow else 1
+    size = (images * run - 1) * s + s1 - s0
+    streaming = streams_runs(plan, size * x.itemsize)
     for i in range(n0, n1, images):
         for c in range(begin, end, run):
             row, grad, out = row_at(x, (i, c)), row_at(dy, (i, c)), row_at(dx, (i, c))
             after = (i, minimum(c + ahead, x.shape[1] - 1))
             row_ahead, grad_ahead = row_at(x, after), row_at(dy, after)
             input_rows(
-                row, grad, out, s0, s1 + (images * run - 1) * s, c, s, coefs, streaming,
-                row_ahead, grad_ahead, reach,
-            )  # fmt: skip
+                row, grad, out, s0, s0 + size, c, s, coefs, streaming, row_ahead, grad_ahead, reach
+            )
 
 
 @part
@@ -290,7 +290,7 @@ def input_run(row, grad, out, begin, size, coefs, streaming, reach):
     turn = step % columns
     q = i = begin
     end = begin + size
-    head = minimum(end, begin + unaligned(out, begin))
+    head = minimum(end, begin + unaligned(out, begin)) if streaming else begin
     while i < head:
         part = minimum(head - i, step)
         v = fma(load_part(row, i, part) - load(centers, q), load(slopes, q), load(rests, q))
@@ -318,14 +318,15 @@ def input_run(row, grad, out, begin, size, coefs, streaming, reach):
 
 def input_slab_rc(x, dy, slab, begin, end, plan, coefs, dx, ahead, reach):
     """Write dx for one slab of x[r, q] and a range of columns; see `normalize_slab_rc`."""
-    streaming = plan.streaming != 0
     rows, columns = x.shape
     n0, n1, _, _ = slab_bounds(rows, 1, plan, slab)
     together = adjacent(x) and adjacent(dy) and adjacent(dx)
     run = maximum(1, n1 - n0) if together and end - begin == columns else 1
+    size = run * (end - begin)
+    streaming = streams_runs(plan, size * x.itemsize)
     for i in range(n0, n1, run):
         row, grad, out = row_at(x, (i,)), row_at(dy, (i,)), row_at(dx, (i,))
-        input_run(row, grad, out, begin, run * (end - begin), coefs, streaming, ahead + reach)
+        input_run(row, grad, out, begin, size, coefs, streaming, ahead + reach)
 
 
 input_slab = by_rank(input_slab_ncs, input_slab_rc)
