@@ -75,10 +75,46 @@ def _emit_load(context, builder, array_type, array, index, vector):
 def _emit_load_part(context, builder, array_type, array, index, live, vector):
     element, size = storage(array_type)
     stored = ir.VectorType(element, vector.count)
+    if size == 2:  # by halves, as few CPUs load these by a mask
+        at = pointer(context, builder, array_type, array, index, element, 1)
+        at = builder.bitcast(at, element.as_pointer())
+        value = _emit_load_halves(builder, stored, at, size, live)
+        return widened(builder, array_type, value, vector)
     at = pointer(context, builder, array_type, array, index, element, vector.count)
     arguments = at, I32(size), emit_mask(builder, live, vector.count), ir.Constant(stored, None)
     value = emit_llvm(builder, "masked.load", stored, stored, *arguments, tail=".p0")
     return widened(builder, array_type, value, vector)
+
+
+def _emit_load_halves(builder, stored, at, size, live):
+    """Load the first `live` elements of a vector of a power of two of them, and zeros."""
+    zero = ir.Constant(stored, None)
+    if stored.count == 1:
+        some = builder.icmp_unsigned("!=", builder.and_(live, I64(1)), I64(0))
+        before = builder.block
+        with builder.if_then(some):
+            value = builder.load(builder.bitcast(at, stored.as_pointer()), align=size)
+            inside = builder.block
+        found = builder.phi(stored)
+        found.add_incoming(zero, before)
+        found.add_incoming(value, inside)
+        return found
+    half = stored.count // 2
+    kind = ir.VectorType(stored.element, half)
+    here = builder.icmp_unsigned("!=", builder.and_(live, I64(half)), I64(0))
+    rest = _emit_load_halves(
+        builder, kind, builder.select(here, builder.gep(at, [I64(half)]), at), size, live
+    )
+    with builder.if_else(here) as (first, last):
+        with first:
+            low = builder.load(builder.bitcast(at, kind.as_pointer()), align=size)
+            both, after_first = emit_joined(builder, low, rest), builder.block
+        with last:
+            padded, after_last = emit_joined(builder, rest, ir.Constant(kind, None)), builder.block
+    found = builder.phi(stored)
+    found.add_incoming(both, after_first)
+    found.add_incoming(padded, after_last)
+    return found
 
 
 def _emit_store(context, builder, array_type, array, index, value):
