@@ -123,13 +123,13 @@ def _emit_store(context, builder, array_type, array, index, value):
     builder.store(narrowed(builder, array_type, value), at, align=size)
 
 
-def _emit_store_part(context, builder, array_type, array, index, live, value):
-    # By halves, of which a CPU foresees the branches of rows that are alike, and not by a mask: AMD
-    # before Zen 4 takes some twenty times as long to store by one, and few CPUs can 16-bit floats.
+def _emit_store_masked(context, builder, array_type, array, index, live, value):
     element, size = storage(array_type)
-    at = pointer(context, builder, array_type, array, index, element, 1)
-    at = builder.bitcast(at, element.as_pointer())
-    _emit_store_halves(builder, narrowed(builder, array_type, value), at, size, live)
+    count = value.type.count
+    at = pointer(context, builder, array_type, array, index, element, count)
+    stored = narrowed(builder, array_type, value)
+    arguments = stored, at, I32(size), emit_mask(builder, live, count)
+    emit_llvm(builder, "masked.store", stored.type, ir.VoidType(), *arguments, tail=".p0")
 
 
 def _emit_store_halves(builder, stored, at, size, live):
@@ -328,7 +328,14 @@ def store_part(typingctx, array, index, live, value):
     """Write the first `live` lanes of a vector; nothing else is touched."""
 
     def codegen(context, builder, sig, args):
-        _emit_store_part(context, builder, sig.args[0], *args)
+        # By halves, of which a CPU foresees the branches of rows that are alike, and not by a mask:
+        # AMD before Zen 4 takes some twenty times as long to store by one, and few CPUs have it for
+        # 16 bits.
+        array, index, live, value = args
+        element, size = storage(sig.args[0])
+        at = pointer(context, builder, sig.args[0], array, index, element, 1)
+        at = builder.bitcast(at, element.as_pointer())
+        _emit_store_halves(builder, narrowed(builder, sig.args[0], value), at, size, live)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64, value), codegen
@@ -414,7 +421,7 @@ def fill(row, begin, size, value):
 
 @intrinsic
 def store_lanes(typingctx, row, i, live, value):
-    """Write the first `live` of 8 lanes of float64."""
+    """Write the first `live` of 8 lanes of float64, to an array of float32 or float64."""
 
     def codegen(context, builder, sig, args):
         row, i, live, value = args
@@ -422,7 +429,7 @@ def store_lanes(typingctx, row, i, live, value):
             with full:
                 _emit_store(context, builder, sig.args[0], row, i, value)
             with part:
-                _emit_store_part(context, builder, sig.args[0], row, i, live, value)
+                _emit_store_masked(context, builder, sig.args[0], row, i, live, value)
         return context.get_dummy_value()
 
     return types.void(row, types.int64, types.int64, value), codegen
