@@ -2,8 +2,12 @@
 
 import sys
 
+import numba
+import numpy as np
 import pytest
-from support import run_python
+from support import run_python, same_bits
+
+from bnnumba.cpu import memory
 
 # Every array ends, or begins, at a page that may not be touched: one element too far is a crash.
 GUARDED = """
@@ -62,6 +66,31 @@ os._exit(0)
 @pytest.mark.skipif(sys.platform == "win32", reason="mprotect")
 def test_nothing_beside_an_array_is_touched(side, half):
     assert "done" in run_python(GUARDED, side, half).stdout
+
+
+@pytest.mark.parametrize("element", [np.float32, np.float64, np.int16, np.uint16])
+def test_parts_of_vectors_are_loaded_and_stored_and_nothing_else(element):
+    load_part, store, store_part = memory.load_part, memory.store, memory.store_part
+
+    @numba.njit
+    def moved(source, target, live, loads):
+        if loads:
+            store(target, 0, load_part(source, 0, live))
+        else:
+            store_part(target, 0, live, memory.load(source, 0))
+
+    # As bits that are numbers to float16 and bfloat16 alike, and that rounding leaves.
+    source = np.arange(0x3C00, 0x3C00 + 40).astype(element)
+    lanes = 8 if element is np.float64 else 16
+    for live in range(lanes + 1):
+        for loads in (True, False):
+            target = np.full(40, 0x3000, element)
+            expected = target.copy()
+            if loads:
+                expected[:lanes] = 0
+            expected[:live] = source[:live]
+            moved(source, target, live, loads)
+            assert same_bits(target, expected)
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, models, register_model
 
+from .halves import emit_load_halves, emit_store_halves
 from .jit import inlined
 from .simd import (
     I32,
     I64,
     Vector,
-    emit_half,
     emit_joined,
     emit_llvm,
     emit_mask,
@@ -75,46 +75,15 @@ def _emit_load(context, builder, array_type, array, index, vector):
 def _emit_load_part(context, builder, array_type, array, index, live, vector):
     element, size = storage(array_type)
     stored = ir.VectorType(element, vector.count)
-    if size == 2:  # by halves, as few CPUs load these by a mask
+    if size == 2:
         at = pointer(context, builder, array_type, array, index, element, 1)
         at = builder.bitcast(at, element.as_pointer())
-        value = _emit_load_halves(builder, stored, at, size, live)
-        return widened(builder, array_type, value, vector)
-    at = pointer(context, builder, array_type, array, index, element, vector.count)
-    arguments = at, I32(size), emit_mask(builder, live, vector.count), ir.Constant(stored, None)
-    value = emit_llvm(builder, "masked.load", stored, stored, *arguments, tail=".p0")
+        value = emit_load_halves(builder, stored, at, size, live)
+    else:
+        at = pointer(context, builder, array_type, array, index, element, vector.count)
+        arguments = at, I32(size), emit_mask(builder, live, vector.count), ir.Constant(stored, None)
+        value = emit_llvm(builder, "masked.load", stored, stored, *arguments, tail=".p0")
     return widened(builder, array_type, value, vector)
-
-
-def _emit_load_halves(builder, stored, at, size, live):
-    """Load the first `live` elements of a vector of a power of two of them, and zeros."""
-    zero = ir.Constant(stored, None)
-    if stored.count == 1:
-        some = builder.icmp_unsigned("!=", builder.and_(live, I64(1)), I64(0))
-        before = builder.block
-        with builder.if_then(some):
-            value = builder.load(builder.bitcast(at, stored.as_pointer()), align=size)
-            inside = builder.block
-        found = builder.phi(stored)
-        found.add_incoming(zero, before)
-        found.add_incoming(value, inside)
-        return found
-    half = stored.count // 2
-    kind = ir.VectorType(stored.element, half)
-    here = builder.icmp_unsigned("!=", builder.and_(live, I64(half)), I64(0))
-    rest = _emit_load_halves(
-        builder, kind, builder.select(here, builder.gep(at, [I64(half)]), at), size, live
-    )
-    with builder.if_else(here) as (first, last):
-        with first:
-            low = builder.load(builder.bitcast(at, kind.as_pointer()), align=size)
-            both, after_first = emit_joined(builder, low, rest), builder.block
-        with last:
-            padded, after_last = emit_joined(builder, rest, ir.Constant(kind, None)), builder.block
-    found = builder.phi(stored)
-    found.add_incoming(both, after_first)
-    found.add_incoming(padded, after_last)
-    return found
 
 
 def _emit_store(context, builder, array_type, array, index, value):
@@ -130,29 +99,6 @@ def _emit_store_masked(context, builder, array_type, array, index, live, value):
     stored = narrowed(builder, array_type, value)
     arguments = stored, at, I32(size), emit_mask(builder, live, count)
     emit_llvm(builder, "masked.store", stored.type, ir.VoidType(), *arguments, tail=".p0")
-
-
-def _emit_store_halves(builder, stored, at, size, live):
-    """Store the first `live` elements of a vector of a power of two of them."""
-    count = stored.type.count
-    whole = builder.icmp_unsigned("!=", builder.and_(live, I64(count)), I64(0))
-    with builder.if_else(whole) as (all_of_them, some):
-        with all_of_them:
-            builder.store(stored, builder.bitcast(at, stored.type.as_pointer()), align=size)
-        with some:
-            while count > 1:
-                count //= 2
-                here = builder.icmp_unsigned("!=", builder.and_(live, I64(count)), I64(0))
-                low, before = emit_half(builder, stored, 0), builder.block
-                with builder.if_then(here):
-                    builder.store(low, builder.bitcast(at, low.type.as_pointer()), align=size)
-                    high, behind = emit_half(builder, stored, count), builder.gep(at, [I64(count)])
-                    inside = builder.block
-                stored, place = builder.phi(low.type), builder.phi(at.type)
-                for phi, kept, moved_on in ((stored, low, high), (place, at, behind)):
-                    phi.add_incoming(kept, before)
-                    phi.add_incoming(moved_on, inside)
-                at = place
 
 
 @intrinsic
@@ -328,14 +274,11 @@ def store_part(typingctx, array, index, live, value):
     """Write the first `live` lanes of a vector; nothing else is touched."""
 
     def codegen(context, builder, sig, args):
-        # By halves, of which a CPU foresees the branches of rows that are alike, and not by a mask:
-        # AMD before Zen 4 takes some twenty times as long to store by one, and few CPUs have it for
-        # 16 bits.
         array, index, live, value = args
         element, size = storage(sig.args[0])
         at = pointer(context, builder, sig.args[0], array, index, element, 1)
         at = builder.bitcast(at, element.as_pointer())
-        _emit_store_halves(builder, narrowed(builder, sig.args[0], value), at, size, live)
+        emit_store_halves(builder, narrowed(builder, sig.args[0], value), at, size, live)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64, value), codegen
