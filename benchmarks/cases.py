@@ -29,9 +29,9 @@ RESNET50 = (
 IMAGES = (*RESNET50, (64, 64, 32, 32), (8, 32, 16, 16), (4, 8, 4, 4))
 TABLES = ((65536, 256), (128, 1024))
 # Beyond what the goals speak of: wide rows, rows that no number of threads divides, few rows of
-# many channels (genes), and short rows of one channel (series).
+# many channels (genes), and short rows of one channel (series), also of few (patches of images).
 WIDE_TABLES = ((8192, 4096), (50001, 300), (100, 50000))
-SHORT_ROWS = ((16384, 64, 2, 2),)
+SHORT_ROWS = ((16384, 64, 2, 2), (32768, 3, 7, 7))
 BEYOND = (*WIDE_TABLES, *SHORT_ROWS)
 STREAM = (200000, 128)
 SMALLEST = (4, 8, 4, 4)
