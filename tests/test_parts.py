@@ -13,11 +13,11 @@ def test_what_kernels_have_in_common_is_lowered_once(tmp_path):
         import bnnumba as bn
         from bnnumba.cpu import parts
 
-        def lowered(typing, target, library, function, arguments, *rest, **options):
+        def lowered(typing, target, function, arguments, *rest, **options):
             seen.append((function, arguments))
-            return compile_internal(typing, target, library, function, arguments, *rest, **options)
+            return compile_extra(typing, target, function, arguments, *rest, **options)
 
-        seen, compile_internal, parts.compile_internal = [], parts.compile_internal, lowered
+        seen, compile_extra, parts.compile_extra = [], parts.compile_extra, lowered
         x, weight = np.ones((4, 8, 64), np.float32), np.ones(8, np.float32)
         bn.batch_norm_training(x, weight)
         first = {function.__name__ for function, _ in seen}
