@@ -68,6 +68,7 @@ def test_nothing_beside_an_array_is_touched(side, half):
     assert "done" in run_python(GUARDED, side, half).stdout
 
 
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="needs the compiler")
 @pytest.mark.parametrize("element", [np.float32, np.float64, np.int16, np.uint16])
 def test_parts_of_vectors_are_loaded_and_stored_and_nothing_else(element):
     load_part, store, store_part = memory.load_part, memory.store, memory.store_part

@@ -16,12 +16,15 @@ def _has(builder, live, count):
 
 
 def emit_load_halves(builder, stored, at, size, live):
-    """Load the first `live` elements of a vector of a power of two of them, and zeros."""
+    """Load the first `live` elements of a vector of a power of two of them, and zeros.
+
+    As here, `at` points to the vector in `emit_store_halves`, and `size` is that of an element.
+    """
     with builder.if_else(_has(builder, live, stored.count)) as (all_of_them, some):
         with all_of_them:
-            whole = builder.load(builder.bitcast(at, stored.as_pointer()), align=size)
-            after_whole = builder.block
+            whole, after_whole = builder.load(at, align=size), builder.block
         with some:
+            at = builder.bitcast(at, stored.element.as_pointer())
             part = _emit_load_fewer(builder, stored, at, size, live)
             after_part = builder.block
     return _joining(builder, (whole, after_whole), (part, after_part))
@@ -63,8 +66,9 @@ def emit_store_halves(builder, stored, at, size, live):
     count = stored.type.count
     with builder.if_else(_has(builder, live, count)) as (all_of_them, some):
         with all_of_them:
-            builder.store(stored, builder.bitcast(at, stored.type.as_pointer()), align=size)
+            builder.store(stored, at, align=size)
         with some:
+            at = builder.bitcast(at, stored.type.element.as_pointer())
             while count > 1:
                 count //= 2
                 low, before = emit_half(builder, stored, 0), builder.block

@@ -75,12 +75,10 @@ def _emit_load(context, builder, array_type, array, index, vector):
 def _emit_load_part(context, builder, array_type, array, index, live, vector):
     element, size = storage(array_type)
     stored = ir.VectorType(element, vector.count)
+    at = pointer(context, builder, array_type, array, index, element, vector.count)
     if size == 2:
-        at = pointer(context, builder, array_type, array, index, element, 1)
-        at = builder.bitcast(at, element.as_pointer())
         value = emit_load_halves(builder, stored, at, size, live)
     else:
-        at = pointer(context, builder, array_type, array, index, element, vector.count)
         arguments = at, I32(size), emit_mask(builder, live, vector.count), ir.Constant(stored, None)
         value = emit_llvm(builder, "masked.load", stored, stored, *arguments, tail=".p0")
     return widened(builder, array_type, value, vector)
@@ -276,8 +274,7 @@ def store_part(typingctx, array, index, live, value):
     def codegen(context, builder, sig, args):
         array, index, live, value = args
         element, size = storage(sig.args[0])
-        at = pointer(context, builder, sig.args[0], array, index, element, 1)
-        at = builder.bitcast(at, element.as_pointer())
+        at = pointer(context, builder, sig.args[0], array, index, element, value.type.count)
         emit_store_halves(builder, narrowed(builder, sig.args[0], value), at, size, live)
         return context.get_dummy_value()
 
