@@ -333,11 +333,14 @@ def batch_norm(
 
 def train_or_evaluate(
     x: Array, running_mean: Array | None, running_var: Array | None, weight: Array | None,
-    bias: Array | None, training: bool, momentum: float, eps: float, saves: bool = False,
+    bias: Array | None, training: bool, momentum: float, eps: float, correction: float = 1,
+    saves: bool = False,
 ) -> tuple[Array, Saved | None]:  # fmt: skip
     """Do `batch_norm`, and save what its backward pass needs if that is wanted."""
     if training:
-        return train(x, weight, bias, running_mean, running_var, None, momentum, eps, 1, 1, None)
+        return train(
+            x, weight, bias, running_mean, running_var, None, momentum, eps, correction, 1, None
+        )
     names = "running_mean", "running_var"
     for name, value in zip(names, (running_mean, running_var), strict=True):
         if value is None:

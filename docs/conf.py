@@ -1,5 +1,6 @@
 """Sphinx configuration: MyST pages, numpydoc reference, examples that the build runs."""
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,8 +33,9 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
-# The reference of the adapter is made without PyTorch, too.
-autodoc_mock_imports = [] if find_spec("torch") else ["torch"]
+# The reference of the adapters is made without PyTorch and Keras, too.
+autodoc_mock_imports = [name for name in ("keras", "torch") if not find_spec(name)]
+os.environ.setdefault("KERAS_BACKEND", "torch")
 autodoc_typehints = "none"  # the docstrings say it in words
 numpydoc_class_members_toctree = False
 numpydoc_show_inherited_class_members = False

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from support import DTYPES, PARAM_DTYPES
+
+# The adapter to Keras is to its backend PyTorch; the default is TensorFlow.
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 # A first call compiles a kernel, so the time of one example says nothing.
 settings.register_profile(

@@ -23,10 +23,11 @@ _HALF = (torch.float16, torch.bfloat16)
 class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Any:
-        running_mean, running_var, training, momentum, eps = rest
+        running_mean, running_var, training, momentum, eps, correction = rest
         found: Any = train_or_evaluate(
-            x, running_mean, running_var, weight, bias, training, momentum, eps, saves=True
-        )
+            x, running_mean, running_var, weight, bias, training, momentum, eps, correction,
+            saves=True,
+        )  # fmt: skip
         y, ctx.saved = found
         # Autograd keeps x: it notices changes, and may free it, move it or compute it again.
         ctx.save_for_backward(x, weight)
@@ -44,7 +45,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     gradients = batch_norm_backward(dy, ctx.saved._with_input(x))
     wanted = ctx.needs_input_grad[:3]  # not of a weight or bias that is None
     found = [g if want else None for g, want in zip(gradients, wanted, strict=True)]
-    return *found, None, None, None, None, None
+    return *found, None, None, None, None, None, None
 
 
 _gradients_once = torch.autograd.function.once_differentiable(_gradients)
@@ -120,8 +121,18 @@ def batch_norm(
     if not isinstance(x, Tensor):
         msg = f"x: expected a torch.Tensor, got {type(x).__name__}; bnnumba.batch_norm takes others"
         raise BnnumbaTypeError(msg)
+    return normalize(x, running_mean, running_var, weight, bias, training, momentum, eps, 1)
+
+
+def normalize(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, training: bool, momentum: float, eps: float, correction: float,
+) -> Tensor:  # fmt: skip
+    """Do `batch_norm`, with any correction of the running variance."""
     mean, var = _single(running_mean), _single(running_var)
-    y = _normalized(x, _single(weight), _single(bias), mean, var, training, momentum, eps)
+    y = _normalized(
+        x, _single(weight), _single(bias), mean, var, training, momentum, eps, correction
+    )
     if training:
         for running, moved in ((running_mean, mean), (running_var, var)):
             if running is not None and moved is not running:

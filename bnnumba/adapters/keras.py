@@ -1,0 +1,134 @@
+"""Batch normalization as a layer of Keras 3, on its backend PyTorch, and how to convert a model.
+
+Keras on PyTorch computes the variance as E[x^2] - E[x]^2, which an offset of the data spoils, in
+several steps. Here it is one step of :mod:`bnnumba.adapters.torch`, with the conventions of Keras.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import keras
+import torch
+
+from ..conventions import CONVENTIONS
+from ..errors import BackendError, BnnumbaTypeError
+from .torch import normalize
+
+__all__ = ["BatchNormalization", "convert_batch_norm"]
+
+Model = TypeVar("Model", bound=keras.Layer)
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _check_backend() -> None:
+    found = keras.config.backend()
+    if found != "torch":
+        msg = (
+            f"keras: expected the backend torch, got {found}; "
+            "set the environment variable KERAS_BACKEND=torch before Keras is imported"
+        )
+        raise BackendError(msg)
+
+
+@keras.saving.register_keras_serializable(package="bnnumba")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """``keras.layers.BatchNormalization`` with bnnumba's kernels, on the backend PyTorch.
+
+    Arguments, weights and configuration are those of Keras's layer, so that the weights of either
+    can be loaded into the other. Inputs under a mask, batch renormalization, and dtypes other than
+    float32, float64, float16 and bfloat16 are left to Keras.
+
+    Raises
+    ------
+    BackendError
+        If Keras has another backend.
+
+    See Also
+    --------
+    bnnumba.batch_norm_training : the formula, and where it comes from.
+    bnnumba.CONVENTIONS : what Keras calls momentum, and its running variance.
+
+    Examples
+    --------
+    >>> import keras
+    >>> from bnnumba.adapters.keras import BatchNormalization
+    >>> layer = BatchNormalization(epsilon=0.0)
+    >>> x = keras.ops.convert_to_tensor([[10001.0], [10003.0]])
+    >>> layer(x, training=True).tolist()
+    [[-1.0], [1.0]]
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _check_backend()
+        super().__init__(*args, **kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Return the normalized `inputs`."""
+        if mask is not None or self.renorm or not _has_values(inputs):
+            return super().call(inputs, training=training, mask=mask)
+        by_batch = bool(training and self.trainable)
+        mean, var = self.moving_mean.value.detach(), self.moving_variance.value.detach()
+        if by_batch:  # copies, as only `assign` knows where Keras keeps values
+            mean, var = mean.clone(), var.clone()
+        options = CONVENTIONS["keras"].options(self.momentum, self.epsilon)
+        y = normalize(
+            inputs.movedim(self.axis, 1), mean, var,
+            None if self.gamma is None else self.gamma.value,
+            None if self.beta is None else self.beta.value,
+            by_batch, **options,
+        )  # fmt: skip
+        if by_batch:
+            self.moving_mean.assign(mean)
+            self.moving_variance.assign(var)
+        return keras.ops.cast(y.movedim(1, self.axis), self.compute_dtype)
+
+
+def _has_values(inputs: Any) -> bool:
+    """Return whether this is data for the kernels, and not a stand-in that tells a shape."""
+    return (
+        isinstance(inputs, torch.Tensor)
+        and inputs.dtype in _DTYPES
+        and inputs.device.type != "meta"
+    )
+
+
+def convert_batch_norm(model: Model) -> Model:
+    """Have every batch normalization of a Keras model computed by bnnumba, and return the model.
+
+    Layers of exactly the type ``keras.layers.BatchNormalization`` become those of this package in
+    place, with the same weights, names and optimizer state.
+
+    Parameters
+    ----------
+    model : keras.Layer
+        The model, or one layer.
+
+    Returns
+    -------
+    keras.Layer
+        `model` itself.
+
+    Raises
+    ------
+    BnnumbaTypeError
+        If `model` is no layer of Keras.
+    BackendError
+        If Keras has another backend than PyTorch.
+
+    Examples
+    --------
+    >>> import keras
+    >>> from bnnumba.adapters.keras import convert_batch_norm
+    >>> model = keras.Sequential([keras.layers.Dense(3), keras.layers.BatchNormalization()])
+    >>> convert_batch_norm(model).layers[1].__module__
+    'bnnumba.adapters.keras'
+    """
+    if not isinstance(model, keras.Layer):
+        msg = f"model: expected a keras.Layer or model, got {type(model).__name__}"
+        raise BnnumbaTypeError(msg)
+    _check_backend()
+    for layer in model._flatten_layers():
+        if type(layer) is keras.layers.BatchNormalization:
+            layer.__class__ = BatchNormalization
+    return model
