@@ -75,7 +75,7 @@ gpu-check: ## test and time CUDA kernels on a GPU, with what PYTHON has
 	$(PYTHON) tests/gpu_check.py $(GPU_CHECK_ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.bench.stamp ## time bnnumba and its peers, write docs/benchmarks/
+bench: $(VENV)/.bench.stamp ## time bnnumba and its peers, write docs/benchmarks/ and the README's figures
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: bench-smoke

@@ -8,7 +8,7 @@ from .peers import COPIES, OWN, OWN_NEW, READS
 # Colour-blind safe (Okabe and Ito); the shape of the marker says it again.
 _STYLE = {
     OWN: ("bnnumba", "#D55E00", "o"),
-    "oneDNN blocked": ("oneDNN nChw16c", "#009E73", "s"),
+    "oneDNN blocked": ("oneDNN blocked", "#009E73", "s"),
     "oneDNN nchw": ("oneDNN nchw or nhwc", "#56B4E9", "v"),
     "oneDNN nhwc": ("oneDNN nchw or nhwc", "#56B4E9", "v"),
     "PyTorch out=": ("PyTorch, out=", "#0072B2", "^"),

@@ -38,9 +38,9 @@ one thread) in the same race, for moments of the fastest read. *GB/s* counts onl
 cannot be avoided: x once, y once; x, dy and dx for backward. The columns of peers say how many
 times longer a peer took than bnnumba: `out=` peers against bnnumba with `out=`, "new" peers
 against bnnumba making a new output. oneDNN writes to an existing output; its *blocked* layout is
-nChw16c (nChw8c where the channels do not fill blocks of 16), which no array library uses. A
-training step is forward and backward under autograd, of `bnnumba.adapters.torch.BatchNorm2d` and of
-`torch.nn.BatchNorm2d`, running statistics included. Where the table is of training with running
+nChw16c (nChw8c without AVX-512, and where the channels do not fill blocks of 16), which no array
+library uses. A training step is forward and backward under autograd, of
+`bnnumba.adapters.torch.BatchNorm2d` and of `torch.nn.BatchNorm2d`, running statistics included. Where the table is of training with running
 statistics, the columns are bnnumba's functions on tensors, its layer, and PyTorch's.
 """
 
@@ -153,7 +153,7 @@ def _goals_table(results):
     for goal in goals(results):
         sign = ">=" if goal.at_least else "<="
         met = {None: "not measured", True: "yes", False: "**no**"}[goal.met]
-        reached = "-" if goal.reached is None else f"{_digits(goal.reached)} {goal.unit}"
+        reached = "-" if goal.reached is None else f"{goal.reached:.4g} {goal.unit}"
         rows.append([goal.what, f"{sign} {goal.limit:g} {goal.unit}", reached, met, goal.note])
     return _table(["what", "goal", "reached", "met", "more"], rows)
 
@@ -255,10 +255,10 @@ def _short_table(results):
     more = f"scikit-learn's `partial_fit` takes {_digits(ratio)} times as long as the moments. "
     more = more if ratio else ""
     return (
-        f"{text}\n\nThe last three columns say how many times longer the best variant of each peer "
-        "took (oneDNN in its own blocked layout where that is faster), one that makes a new output "
-        "than bnnumba making one, which for large arrays takes longer than to write to one that is "
-        f"there. {more}"
+        f"{text}\n\nThe last three columns say how many times as long each peer took, in its fastest "
+        "variant (oneDNN in its own blocked layout where that is faster). One that makes a new "
+        "output is compared with bnnumba making one, one that writes to an existing output with "
+        f"bnnumba's `out=`. {more}"
         f"Measured side by side on {results.environment['threads']} threads ({_cpu(results)}); all "
         f"shapes, peers and goals: {_link(results)}."
     )
@@ -280,12 +280,13 @@ def _in_short(results):
         if op in ("training", "backward"):
             races = [r for r in usual.of(op, layout) if r.nbytes >= 1e6]
             peers = (
-                _digits(geometric_mean([_against(r, group) for r in races]))
+                _digits(geometric_mean([r.ratio(r.best(group), r.own) for r in races]))
                 for group in (PYTORCH, ONEDNN[layout])
             )
             parts.append(f"{title[0].lower()}{title[1:]} {' and '.join(peers)}")
     return (
-        f"On {_cpu(results)}, PyTorch and oneDNN took so many times as long, as a geometric mean: "
+        f"On {_cpu(results)}, PyTorch's faster way and oneDNN took this many times as long as bnnumba "
+        "with `out=` (geometric means): "
         f"{'; '.join(parts)} ({_link(results)})."
     )
 

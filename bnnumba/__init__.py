@@ -1,4 +1,4 @@
-"""Batch normalization and streaming mean/variance, at the price of a memory copy.
+"""Batch normalization and streaming mean/variance, near the price of a memory copy.
 
 Functions take and return arrays of NumPy, or of any library that speaks DLPack; statistics are
 accumulated in float64 and do not depend on the number of threads.

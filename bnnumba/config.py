@@ -19,6 +19,7 @@ OPTIONS = {
     "--cflags": "what the compiler needs",
     "--libs": "what the linker needs",
     "--include": "the directory of the header",
+    "--libdir": "the directory of the libraries",
     "--cmakedir": "bnnumba_DIR for CMake",
 }
 
@@ -39,6 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what `show` reads; several may be given, as for pkg-config."""
     for option, what in OPTIONS.items():
         parser.add_argument(option, action="store_true", help=f"print {what}")
+    parser.add_argument(
+        "--embed", action="store_true", help="have --libs name the library with Python inside"
+    )
 
 
 def asked(options: argparse.Namespace) -> bool:
@@ -53,10 +57,13 @@ def show(options: argparse.Namespace) -> str:
     parts = []
     if options.include:
         parts.append(str(root / "include"))
+    if options.libdir:
+        parts.append(str(library))
     if options.cmakedir:
         parts.append(str(library / "cmake" / "bnnumba"))
     if options.cflags:
         parts.append(f"-I{root / 'include'}")
     if options.libs:
-        parts.append(f"-L{library} -Wl,-rpath,{library} -lbnnumba")
+        name = "bnnumba_embed" if options.embed else "bnnumba"
+        parts.append(f"-L{library} -Wl,-rpath,{library} -l{name}")
     return " ".join(parts)

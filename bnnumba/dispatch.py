@@ -192,7 +192,13 @@ def _kind(value: Array) -> str:
 
 
 def _to_numpy(argument: str, value: Array) -> str:
-    return f"; use {argument}.to_numpy()" if hasattr(type(value), "to_numpy") else ""
+    """Say how what is no array, but like one, becomes one: a data frame, or a data set in a file."""
+    kind = type(value)
+    if hasattr(kind, "to_numpy"):
+        return f"; use {argument}.to_numpy()"
+    if hasattr(kind, "__array__"):
+        return f"; use np.asarray({argument}), or of a part of it"
+    return ""
 
 
 def _no_array(argument: str, value: Array) -> BnnumbaTypeError:

@@ -143,7 +143,20 @@ class BatchNorm:
         return self.train(False)
 
     def __call__(self, x: ArrayT, *, out: ArrayT | None = None) -> ArrayT:
-        """Return the normalized `x`, and keep what :meth:`backward` needs."""
+        """Return the normalized `x`, and keep what :meth:`backward` needs.
+
+        Parameters
+        ----------
+        x : array, rank >= 2
+            The batch, as in :func:`batch_norm_training`, with `num_features` channels.
+        out : array, optional
+            Where to write the result, as in :func:`batch_norm_training`.
+
+        Raises
+        ------
+        BnnumbaTypeError, BnnumbaValueError
+            If an argument is of a wrong kind, dtype or shape; nothing has changed then.
+        """
         self._check_channels(x)
         saved: Saved | None
         if self.training and self.track_running_stats:
@@ -170,6 +183,18 @@ class BatchNorm:
         """Return the gradient of the input of the last forward pass.
 
         The gradients of the parameters are put into `weight_grad` and `bias_grad`.
+
+        Parameters
+        ----------
+        grad_output : array
+            The gradient of the output, of its shape, dtype and library.
+        out : array, optional
+            Where to write the result, as in :func:`batch_norm_backward`.
+
+        Raises
+        ------
+        BnnumbaTypeError, BnnumbaValueError
+            If there was no forward pass, or an argument is of a wrong kind, dtype or shape.
         """
         if self._saved is None:
             msg = "backward: expected a forward pass before it, got none"

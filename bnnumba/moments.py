@@ -103,8 +103,8 @@ class RunningMoments:
 
     See Also
     --------
-    sklearn.preprocessing.StandardScaler.partial_fit : the same statistics, but that it leaves
-        NaN out; slower.
+    sklearn.preprocessing.StandardScaler.partial_fit : the same statistics of a
+        table, except that it leaves out NaN; slower.
 
     Examples
     --------
@@ -151,7 +151,20 @@ class RunningMoments:
         return self._moments.std(correction)
 
     def update(self, x: Array, axis: int = 1) -> None:
-        """Take in a batch: an array as for :func:`moments`, of `num_features` channels."""
+        """Take in a batch.
+
+        Parameters
+        ----------
+        x : array, rank >= 2
+            The batch, as for :func:`moments`, with `num_features` channels.
+        axis : int
+            The axis of the channels.
+
+        Raises
+        ------
+        BnnumbaTypeError, BnnumbaValueError
+            If an argument is of a wrong kind, dtype or shape; nothing has changed then.
+        """
         library, array, axis = open_data(x, axis)
         check_size(array.shape, axis, self.num_features)
         self._take_in(backend_of(library).moments(library, array, axis))
@@ -166,7 +179,18 @@ class RunningMoments:
                 return
 
     def merge(self, other: RunningMoments | Moments) -> None:
-        """Take in all that another stream has seen, or moments from elsewhere."""
+        """Take in all that another stream has seen, or moments from elsewhere.
+
+        Parameters
+        ----------
+        other : RunningMoments or Moments
+            Of as many channels; it stays as it is.
+
+        Raises
+        ------
+        BnnumbaTypeError, BnnumbaValueError
+            If `other` is something else or has another number of channels.
+        """
         new = other._moments if isinstance(other, RunningMoments) else other
         check_moments("other", new, self.num_features)
         self._take_in(new)

@@ -101,7 +101,24 @@ class Moments:
         return np.sqrt(self.var(correction))
 
     def merge(self, other: Moments) -> Moments:
-        """Return the moments of the values of both, as if they had been seen together."""
+        r"""Return the moments of the values of both, as if they had been seen together.
+
+        With :math:`\delta = \mu_b - \mu_a` and :math:`n = n_a + n_b` (Chan, Golub & LeVeque 1983):
+
+        .. math::
+            \mu = \mu_a + \delta \, \frac{n_b}{n}, \qquad
+            m_2 = m_{2,a} + m_{2,b} + \delta^2 \, \frac{n_a n_b}{n}
+
+        Parameters
+        ----------
+        other : Moments
+            Of as many channels.
+
+        Raises
+        ------
+        BnnumbaTypeError, BnnumbaValueError
+            If `other` is something else, or has another number of channels.
+        """
         check_moments("other", other, self.mean.size)
         if self.count + other.count >= _TOO_MANY:
             msg = (

@@ -37,8 +37,7 @@ autosummary_generate = True
 autodoc_mock_imports = [name for name in ("keras", "torch") if not find_spec(name)]
 os.environ.setdefault("KERAS_BACKEND", "torch")
 autodoc_typehints = "none"  # the docstrings say it in words
-numpydoc_class_members_toctree = False
-numpydoc_show_inherited_class_members = False
+numpydoc_show_class_members = False  # they follow, each with its whole documentation
 
 doctest_global_setup = "from importlib.util import find_spec"
 doctest_test_doctest_blocks = ""  # docstrings are run by the tests

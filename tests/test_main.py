@@ -149,4 +149,4 @@ def test_version():
 
 
 def test_config_without_a_question_names_what_can_be_asked():
-    assert "--cflags, --libs, --include, --cmakedir" in main("config").stderr
+    assert "--cflags, --libs, --include, --libdir, --cmakedir" in main("config").stderr

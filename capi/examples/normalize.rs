@@ -1,6 +1,8 @@
 //! The C library from Rust, with nothing but `extern "C"`.
 //!
-//!     rustc normalize.rs -L native=/path/to/lib && ./normalize
+//!     rustc normalize.rs -L native=LIB -C link-arg=-Wl,-rpath,LIB && ./normalize
+//!
+//! where LIB is the directory of the library, `$(python -m bnnumba config --libdir)`.
 
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::ptr;

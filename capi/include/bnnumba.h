@@ -233,8 +233,8 @@ typedef struct bnnumba_params {
  *                                      Moments
  *
  * The moments of a channel are the number of its values, their mean, and m2, the sum of squared
- * deviations from the mean. They can be merged exactly, whatever the order, and are free of the
- * cancellation that sums of squares suffer.
+ * deviations from the mean. They can be merged in any order, which shows in the last digits only, and
+ * are free of the cancellation that sums of squares suffer.
  * ============================================================================================== */
 
 /* cffi: functions */
