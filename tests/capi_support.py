@@ -49,7 +49,9 @@ def make(*arguments: object):
     BUILD.mkdir(exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return run("make", "-C", CAPI, f"PYTHON={sys.executable}", *arguments, timeout=1800)
+        # A compiler's warning is an error here, not where someone installs.
+        options = f"PYTHON={sys.executable}", "WERROR=1"
+        return run("make", "-C", CAPI, *options, *arguments, timeout=1800)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ program normalize
     integer(c_int) :: dtype
     type(c_ptr) :: weight, bias, running_mean, running_var
     real(c_double) :: momentum, eps, correction
+    type(c_ptr) :: mean_rest
   end type
 
   interface
@@ -33,7 +34,8 @@ program normalize
   call random_number(x)
   x = 5 * x + 100
   params = bnnumba_params(c_sizeof(params), float64, c_null_ptr, c_null_ptr, &
-                          c_loc(running_mean), c_loc(running_var), 0.1d0, 1d-5, 1d0)
+                          c_loc(running_mean), c_loc(running_var), 0.1d0, 1d-5, 1d0, &
+                          c_null_ptr)
   if (forward_training(float64, ncs, int(n, c_int64_t), int(c, c_int64_t), int(s, c_int64_t), &
                        x, params, y, saved) /= 0) error stop "forward_training failed"
 

@@ -27,11 +27,12 @@
  *   the others, whose 1 / sqrt(variance + eps) must be in the range of float.
  * - Results have the same bits for any number of threads, and the same bits as those of the Python
  *   package bnnumba on a CPU of the same level, see bnnumba_isa(), for tensors of the same strides,
- *   outputs included.
+ *   outputs included, in the default floating-point environment. Another one (rounding, denormals
+ *   as zeros) holds for the threads that have it when they start.
  * - All functions may be called from any number of threads at once, on different outputs. Those
  *   that take a handle may share it, see "Streaming moments". None may be called in the handler of
  *   a signal. A thread that calls needs 32 KiB of stack, and 320 bytes more for each thread that a
- *   call may use.
+ *   call may use; with libbnnumba_embed 1 MiB, as a first call of a kind runs Python.
  * - NaN and infinity in a channel of the data reach the results of that channel, and no other.
  * - A library stays in memory after dlclose(), as its threads do.
  *

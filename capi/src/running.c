@@ -94,7 +94,7 @@ bnnumba_status bnnumba_running_create(int64_t c, bnnumba_running **handle_out)
 
 bnnumba_status bnnumba_running_destroy(bnnumba_running *handle)
 {
-    slot *found;
+    slot *found = NULL;
     if (!handle)
         return BNNUMBA_OK;
     bn_lock();
@@ -137,7 +137,7 @@ static bnnumba_status prepare_join(void)
 bnnumba_status bn_running_update_of(bnnumba_running *handle, const char *channels, const batch *b,
                                     const data *x)
 {
-    slot *found;
+    slot *found = NULL;
     workspace w;
     int64_t count;
     bn_lock();
@@ -162,7 +162,7 @@ bnnumba_status bn_running_update_of(bnnumba_running *handle, const char *channel
 bnnumba_status bnnumba_running_add(bnnumba_running *handle, int64_t c, int64_t count,
                                    const double *mean, const double *m2)
 {
-    slot *found;
+    slot *found = NULL;
     TRY(bn_check_count("count", count));
     TRY(bn_check_count("c", c));
     TRY(bn_check_pointer("mean", mean, c, 8, 0));
@@ -178,7 +178,7 @@ bnnumba_status bnnumba_running_add(bnnumba_running *handle, int64_t c, int64_t c
 
 bnnumba_status bnnumba_running_merge(bnnumba_running *handle, bnnumba_running *other)
 {
-    slot *to, *from;
+    slot *to = NULL, *from = NULL;
     workspace w = {.allocated = NULL};
     TRY(prepare_join());
     bn_lock();
@@ -205,7 +205,7 @@ bnnumba_status bnnumba_running_read(bnnumba_running *handle, int64_t *channels_o
                                     int64_t *count_out, double *mean_out, double *m2_out)
 {
     spans all = {.count = 0};
-    slot *found;
+    slot *found = NULL;
     TRY(bn_check_pointer("channels_out", channels_out, 1, 8, 1));
     TRY(bn_check_pointer("count_out", count_out, 1, 8, 1));
     TRY(bn_check_pointer("mean_out", mean_out, 1, 8, 1));
@@ -282,7 +282,7 @@ bnnumba_status bnnumba_running_save(bnnumba_running *handle, void *buffer, size_
                                     size_t *size_out)
 {
     spans all = {.count = 0};
-    slot *found;
+    slot *found = NULL;
     size_t size = 0;
     TRY(bn_check_pointer("size_out", size_out, 1, sizeof(size_t), 0));
     bn_lock();

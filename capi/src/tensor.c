@@ -77,14 +77,19 @@ static bnnumba_status check_tensor(const char *name, const DLTensor *from, tenso
     }
     if (!from->data && !empty)
         return bn_fail(BNNUMBA_ERROR_ARGUMENT, "%s: expected data, got NULL", name);
-    to->address = from->data ? (char *)from->data + from->byte_offset : NULL;
+    uintptr_t address;
+    if (from->byte_offset > INT64_MAX ||
+        __builtin_add_overflow((uintptr_t)from->data, from->byte_offset, &address))
+        return bn_fail(BNNUMBA_ERROR_ARGUMENT, "%s: a byte_offset of %llu is too large", name,
+                       (unsigned long long)from->byte_offset);
+    to->address = from->data ? (char *)address : NULL;
     return BNNUMBA_OK;
 }
 
 /* Find the bytes between which the elements of a tensor are. */
 static bnnumba_status bounds(const tensor *t, data *out)
 {
-    int64_t low = 0, high = t->itemsize;
+    int64_t low = 0, high = t->itemsize, size;
     for (int a = 0; a < t->rank; a++) {
         int64_t reach;
         if (!t->shape[a]) {
@@ -95,6 +100,8 @@ static bnnumba_status bounds(const tensor *t, data *out)
             __builtin_add_overflow(reach < 0 ? low : high, reach, reach < 0 ? &low : &high))
             return bn_fail(BNNUMBA_ERROR_ARGUMENT, "%s: the strides reach too far", t->name);
     }
+    if (__builtin_sub_overflow(high, low, &size))
+        return bn_fail(BNNUMBA_ERROR_ARGUMENT, "%s: the strides reach too far", t->name);
     out->begin = (const char *)((uintptr_t)t->address + (uintptr_t)low);
     out->end = (const char *)((uintptr_t)t->address + (uintptr_t)high);
     if ((uintptr_t)out->begin > (uintptr_t)t->address || (uintptr_t)out->end < (uintptr_t)t->address)

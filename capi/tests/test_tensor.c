@@ -117,6 +117,7 @@ static void refused(void)
     int64_t repeated[4] = {C * H * W, H * W, 0, 1};
     int64_t windows[4] = {C * H * W, H * W, 1, 1};
     int64_t far[4] = {INT64_MAX / 8, H * W, W, 1};
+    int64_t two[4] = {2, 2, 1, 1}, apart[4] = {-(INT64_C(1) << 38), (INT64_MAX - 15) / 4, 1, 1};
     DLTensor t = tensor(x, NULL), u = t, out = tensor(y, NULL);
     CHECK_OK(bnnumba_moments_dl(&t, 1, NULL, mean, m2));
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "x: ", bnnumba_moments_dl(NULL, 1, NULL, mean, m2));
@@ -148,6 +149,10 @@ static void refused(void)
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "large", bnnumba_moments_dl(&u, 1, NULL, mean, m2));
     u = t, u.strides = far;
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "far", bnnumba_moments_dl(&u, 1, NULL, mean, m2));
+    u.shape = two, u.strides = apart;
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "far", bnnumba_moments_dl(&u, 1, NULL, mean, m2));
+    u = t, u.byte_offset = UINT64_MAX - 31;
+    CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "byte_offset", bnnumba_moments_dl(&u, 1, NULL, mean, m2));
     u = t, u.data = (float *)(uintptr_t)(UINTPTR_MAX - 63);
     CHECK_ERROR(BNNUMBA_ERROR_ARGUMENT, "far", bnnumba_moments_dl(&u, 1, NULL, mean, m2));
     u = t, u.device.device_type = 4;
