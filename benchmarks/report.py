@@ -40,8 +40,9 @@ times longer a peer took than bnnumba: `out=` peers against bnnumba with `out=`,
 against bnnumba making a new output. oneDNN writes to an existing output; its *blocked* layout is
 nChw16c (nChw8c without AVX-512, and where the channels do not fill blocks of 16), which no array
 library uses. A training step is forward and backward under autograd, of
-`bnnumba.adapters.torch.BatchNorm2d` and of `torch.nn.BatchNorm2d`, running statistics included. Where the table is of training with running
-statistics, the columns are bnnumba's functions on tensors, its layer, and PyTorch's.
+`bnnumba.adapters.torch.BatchNorm2d` and of `torch.nn.BatchNorm2d`, running statistics included.
+Where the table is of training with running statistics, the columns are bnnumba's functions on
+tensors, its layer, and PyTorch's.
 """
 
 
@@ -255,10 +256,10 @@ def _short_table(results):
     more = f"scikit-learn's `partial_fit` takes {_digits(ratio)} times as long as the moments. "
     more = more if ratio else ""
     return (
-        f"{text}\n\nThe last three columns say how many times as long each peer took, in its fastest "
-        "variant (oneDNN in its own blocked layout where that is faster). One that makes a new "
-        "output is compared with bnnumba making one, one that writes to an existing output with "
-        f"bnnumba's `out=`. {more}"
+        f"{text}\n\nThe last three columns say how many times as long each peer took, in its "
+        "fastest variant (oneDNN in its own blocked layout where that is faster). One that makes "
+        "a new output is compared with bnnumba making one, one that writes to an existing output "
+        f"with bnnumba's `out=`. {more}"
         f"Measured side by side on {results.environment['threads']} threads ({_cpu(results)}); all "
         f"shapes, peers and goals: {_link(results)}."
     )
@@ -285,8 +286,8 @@ def _in_short(results):
             )
             parts.append(f"{title[0].lower()}{title[1:]} {' and '.join(peers)}")
     return (
-        f"On {_cpu(results)}, PyTorch's faster way and oneDNN took this many times as long as bnnumba "
-        "with `out=` (geometric means): "
+        f"On {_cpu(results)}, PyTorch's faster way and oneDNN took this many times as long as "
+        "bnnumba with `out=` (geometric means): "
         f"{'; '.join(parts)} ({_link(results)})."
     )
 

@@ -83,11 +83,11 @@ class _Torch(Library):
         if array.layout != torch.strided:
             msg = f"{argument}: expected a dense tensor, got layout {array.layout}"
             raise BnnumbaTypeError(msg)
-        if array.dtype == torch.bfloat16:
-            import ml_dtypes
-
-            return array.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
         try:
+            if array.dtype == torch.bfloat16:
+                import ml_dtypes
+
+                return array.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
             return array.detach().numpy()
         except (RuntimeError, TypeError) as error:  # an unusual dtype, a view not yet conjugated
             msg = f"{argument}: NumPy cannot see this tensor of {array.dtype}: {error}"
@@ -131,9 +131,14 @@ class _Jax(Library):
         raise BackendError(msg)
 
     def leave(self, array: np.ndarray) -> Array:
-        import jax.numpy
+        import jax
 
-        return jax.numpy.asarray(array)
+        if array.dtype != np.float64 or jax.config.jax_enable_x64:
+            return jax.numpy.asarray(array)
+        # What came in was float64 all the same, made where the caller had enabled that.
+        enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+        with enable(True):
+            return jax.numpy.asarray(array)
 
 
 class _DLPack(Library):
@@ -148,6 +153,8 @@ class _DLPack(Library):
             self.namespace = None
 
     def enter(self, argument: str, array: Array) -> np.ndarray:
+        if isinstance(array, np.ndarray):
+            return NUMPY.enter(argument, array)
         if not hasattr(array, "__dlpack__"):
             raise _not_of(self, argument, array)
         device = _dlpack_device(argument, array)
@@ -192,7 +199,7 @@ def _kind(value: Array) -> str:
 
 
 def _to_numpy(argument: str, value: Array) -> str:
-    """Say how what is no array, but like one, becomes one: a data frame, or a data set in a file."""
+    """Say how what is like an array becomes one: a data frame, or a data set in a file."""
     kind = type(value)
     if hasattr(kind, "to_numpy"):
         return f"; use {argument}.to_numpy()"
@@ -285,8 +292,8 @@ def library_of(argument: str, array: Array) -> Any:
 
 def share(a: np.ndarray, b: np.ndarray) -> bool:
     """Return whether two arrays have an element's memory in common."""
-    if a.base is None and b.base is None:  # each owns its memory, which is seen quickly
-        return a is b and a.size > 0
+    if a.base is None and b.base is None and a.flags.owndata and b.flags.owndata:
+        return a is b and a.size > 0  # each has its own, which is seen quickly
     if not np.may_share_memory(a, b):
         return False
     try:
@@ -308,6 +315,9 @@ def overlap(
 def _same_view(a: np.ndarray, b: np.ndarray) -> bool:
     return a is b or (
         a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-        and a.strides == b.strides
         and a.shape == b.shape
+        and all(
+            extent == 1 or p == q
+            for extent, p, q in zip(a.shape, a.strides, b.strides, strict=True)
+        )
     )

@@ -112,7 +112,7 @@ class BatchNorm:
         self.training = True
         try:
             known = dtype is not None and np.dtype(dtype) in (np.float32, np.float64)
-        except TypeError:
+        except (TypeError, ValueError):
             known = False
         if not known:
             msg = f"dtype: expected float32 or float64, got {dtype!r}"
@@ -240,10 +240,11 @@ class BatchNorm:
         if not isinstance(state, Mapping):
             msg = f"state: expected a dict, got {type(state).__name__}"
             raise BnnumbaTypeError(msg)
-        if sorted(map(str, state)) != expected:
+        if set(state) != set(expected):
             msg = f"state: expected the keys {expected}, got {sorted(map(str, state))}"
             raise BnnumbaValueError(msg)
         copies: list[tuple[np.ndarray, Any]] = []
+        libraries = []
         for name, tensor in tensors.items():
             library = library_of(name, tensor)
             if library.on_device:
@@ -251,6 +252,7 @@ class BatchNorm:
                 raise BnnumbaTypeError(msg)
             target = check_running(name, tensor, library, self.num_features)
             copies.append((target, _values(name, state[name], target)))
+            libraries.append(library)
         if self._batches.size:
             batches = _batches(state["num_batches_tracked"])
             copies.append((self._batches, batches))
@@ -258,6 +260,8 @@ class BatchNorm:
         collections.deque(
             itertools.starmap(operator.setitem, [(target, ..., new) for target, new in copies]), 0
         )
+        for library, tensor in zip(libraries, tensors.values(), strict=True):
+            library.wrote(tensor)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the last batch: who stores or copies a layer does not mean to keep data."""

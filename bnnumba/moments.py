@@ -225,6 +225,9 @@ class RunningMoments:
                 msg = f"rest: expected shape {new.mean.shape}, got {rest.shape}"
                 raise BnnumbaValueError(msg)
             new._rest = rest.astype(np.float64)
+            if not np.all((rest == 0) | (np.abs(new._rest) <= np.spacing(np.abs(new.mean)))):
+                msg = f"rest: expected what rounding leaves of the means, got {rest}"
+                raise BnnumbaValueError(msg)
         self._moments = new.copy()
 
     def __repr__(self) -> str:
@@ -234,7 +237,7 @@ class RunningMoments:
 def check_features(num_features: Any) -> int:
     """Return a number of channels."""
     number = check_integer("num_features", num_features)
-    if number < 0:
-        msg = f"num_features: expected a number that is not negative, got {number}"
+    if not 0 <= number < 2**48:  # more are no size of an array
+        msg = f"num_features: expected a number from 0 to 2**48 - 1, got {number}"
         raise BnnumbaValueError(msg)
     return number

@@ -218,7 +218,7 @@ def backward(dy: np.ndarray, saved: Saved, out: Array | None) -> Gradients:
     if out is None:
         dx = np.empty_like(array)
     else:
-        weight = None if saved.weight is None else library.enter("weight", saved.weight)
+        weight = None if saved.weight is None else saved._scale
         dx = _output(library, array, out, grad_output=dy, x=array, weight=weight)
     dweight, dbias = np.zeros(channels, scale.dtype), np.zeros(channels, scale.dtype)
     if array.size:

@@ -46,8 +46,9 @@ class Moments:
     (3, array([3.]), array([4.66666667]))
     """
 
-    # What rounding to float64 leaves of the mean goes with it: see `cpu.merge_moments`.
-    __slots__ = ("_rest", "count", "m2", "mean")
+    # What rounding to float64 leaves of the mean goes with it: see `cpu.merge_moments`. The arrays
+    # are read-only attributes, as the kernels rely on their shapes.
+    __slots__ = ("_count", "_m2", "_mean", "_rest")
 
     def __init__(self, count: SupportsIndex, mean: ArrayLike, m2: ArrayLike) -> None:
         """Take copies of the numbers.
@@ -64,9 +65,9 @@ class Moments:
         BnnumbaTypeError, BnnumbaValueError
             If a value is no number, or not in its range, or the shapes differ.
         """
-        self.count: int = check_integer("count", count)
-        self.mean: np.ndarray = _statistic("mean", mean)
-        self.m2: np.ndarray = _statistic("m2", m2)
+        self._count = check_integer("count", count)
+        self._mean = _statistic("mean", mean)
+        self._m2 = _statistic("m2", m2)
         if self.mean.ndim != 1 or self.mean.shape != self.m2.shape:
             msg = (
                 "mean, m2: expected two arrays of shape (C,), "
@@ -85,8 +86,23 @@ class Moments:
     def _with_rest(cls, count: int, mean: np.ndarray, m2: np.ndarray, rest: np.ndarray) -> Moments:
         """Return moments whose mean is ``mean + rest``, unchecked."""
         moments = cls.__new__(cls)
-        moments.count, moments.mean, moments.m2, moments._rest = count, mean, m2, rest
+        moments._count, moments._mean, moments._m2, moments._rest = count, mean, m2, rest
         return moments
+
+    @property
+    def count(self) -> int:
+        """Values per channel."""
+        return self._count
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean of each channel."""
+        return self._mean
+
+    @property
+    def m2(self) -> np.ndarray:
+        """The sum of squared deviations of each channel."""
+        return self._m2
 
     def copy(self) -> Moments:
         """Return moments with arrays of their own."""
@@ -132,7 +148,7 @@ class Moments:
                 self.count, merged.mean, merged._rest, merged.m2, other.count, other.mean,
                 other._rest, other.m2,
             )  # fmt: skip
-            merged.count += other.count
+            merged._count += other.count
         return merged
 
     def __iter__(self) -> Iterator[Any]:
@@ -150,6 +166,9 @@ class Moments:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Moments._with_rest, (self.count, self.mean, self.m2, self._rest)
 
     def __repr__(self) -> str:
         return f"Moments(count={self.count}, mean={self.mean!r}, m2={self.m2!r})"
@@ -185,6 +204,11 @@ class Gradients(NamedTuple):
     x: Array
     weight: Array
     bias: Array
+
+
+def _detached(array: Array) -> Array:
+    """Return a tensor outside of autograd, where one taken in `torch.no_grad()` need not be."""
+    return array.detach() if hasattr(array, "detach") else array
 
 
 class Saved:
@@ -262,32 +286,42 @@ class Saved:
         mean, m2, _, rest = self._stats
         return Moments._with_rest(self.count, mean.copy(), m2.copy(), rest.copy())
 
-    def _forget_input(self) -> None:
-        """Keep x no longer: who keeps it elsewhere may free it, as PyTorch's autograd does."""
+    def _forget_inputs(self) -> None:
+        """Keep x and weight no longer: who keeps them elsewhere may free them, as autograd does."""
         self.x = self._array = None  # type: ignore[assignment]
+        if self.weight is not None:
+            self.weight = self._scale = None  # type: ignore[assignment]
 
-    def _with_input(self, x: Array) -> Saved:
-        """Return the same with another x of the same values."""
+    def _with_inputs(self, x: Array, weight: Array | None) -> Saved:
+        """Return the same with another x and weight."""
         other = object.__new__(type(self))
         for kind in type(self).__mro__[:-1]:
             for name in kind.__slots__:  # type: ignore[attr-defined]
                 if hasattr(self, name):
                     setattr(other, name, getattr(self, name))
         other.x, other._array = x, self._library.enter("x", x)
+        if weight is not None:
+            other.weight, other._scale = weight, self._library.enter("weight", weight)
         return other
 
+    def __copy__(self) -> Saved:
+        """Return itself: whether x was written over is to be known to all who hold it."""
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what x tells: its library, and NumPy's view of the memory that it owns."""
+        """Leave out what x and weight tell: their library, and NumPy's views of their memory."""
         kept = set(Saved.__slots__) - {"_array", "_library"}
+        if self.weight is not None:
+            kept.remove("_scale")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
         self._library = library_of("x", self.x)
-        # A tensor of autograd's that was taken in `torch.no_grad()` is taken outside of it, too.
-        seen = self.x.detach() if hasattr(self.x, "detach") else self.x
-        self._array = self._library.enter("x", seen)
+        self._array = self._library.enter("x", _detached(self.x))
+        if self.weight is not None:
+            self._scale = self._library.enter("weight", _detached(self.weight))
 
     def __repr__(self) -> str:
         shape = tuple(self.x.shape)

@@ -216,7 +216,10 @@ def check_out(value: Any, library: Library, like: Viewed) -> Viewed:
         msg = f"out: expected shape {like.shape}, as the input, got {out.shape}"
         raise BnnumbaValueError(msg)
     if out.dtype != like.dtype:
-        msg = f"out: expected dtype {like.dtype}, as the input, got {out.dtype}"
+        msg = (
+            f"out: expected dtype {like.dtype}, as the input, got {out.dtype}"
+            f"{byte_order(out.dtype)}"
+        )
         raise BnnumbaTypeError(msg)
     if not out.flags.writeable:
         msg = f"out: expected a writable array, got a read-only one{library.read_only}"

@@ -193,12 +193,12 @@ def test_a_pass_saved_without_its_input_takes_one(training):
     for name in ("weight", "bias", "running_mean", "running_var"):
         setattr(layer, name, on(getattr(layer, name)))
     layer.train(training)(given)
-    saved = layer._saved
+    saved, weight = layer._saved, layer.weight
     expected = [on.back(gradient) for gradient in bn.batch_norm_backward(grad, saved)]
-    saved._forget_input()
-    assert saved.x is saved._array is None
+    saved._forget_inputs()
+    assert saved.x is saved._array is saved.weight is saved._scale is None
     for _ in range(2):
-        other = bn.batch_norm_backward(grad, saved._with_input(given))
+        other = bn.batch_norm_backward(grad, saved._with_inputs(given, weight))
         for got, right in zip(other, expected, strict=True):
             assert same_bits(on.back(got), right)
 

@@ -219,7 +219,7 @@ def test_the_memory_of_both_passes_is_kept_for_a_graph_of_them():
 def test_what_a_forward_pass_saved_on_a_gpu_is_not_copied():
     _, saved = bn.batch_norm_training(StandIn(normal((4, 6, 6))))
     with pytest.raises(bn.BnnumbaTypeError, match=r"saved: .* on a GPU"):
-        copy.copy(saved)
+        copy.deepcopy(saved)
 
 
 def test_running_statistics_over_the_weight_are_an_error():

@@ -292,3 +292,40 @@ def test_a_failed_call_leaves_the_buffers():
         ours(torch.ones(1, 5, 1, 1))
     for name, value in ours.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_backward_takes_the_saved_tensors_as_hooks_give_them():
+    ours = pair(2)[1].eval()  # then dx is in proportion to the weight
+    x = batch(2)
+    expected = gradients(ours, x)[0]
+    hooks = lambda t: t, lambda t: t * 8 if t.ndim == 1 else t
+    with torch.autograd.graph.saved_tensors_hooks(*hooks):
+        assert torch.equal(gradients(ours, x)[0], expected * 8)
+
+
+def test_tensors_that_are_yet_to_be_negated():
+    theirs, ours = pair(1)
+    found = []
+    for module in (theirs, ours):
+        x = batch(1)
+        z = torch.complex(x, x).conj()
+        assert z.imag.is_neg()
+        y = torch.complex(module(x), module(z.imag))  # which has gradients of that kind
+        (y.conj() * torch.complex(x, x).detach()).real.sum().backward()
+        found.append((y.detach().real, y.detach().imag, x.grad))
+    for got, expected in zip(found[1], found[0], strict=True):
+        close(got, expected)
+
+
+def test_what_autograd_cannot_record_leaves_the_statistics():
+    _, ours = pair(2)
+    before = copy.deepcopy(ours.state_dict())
+    with torch.inference_mode():
+        x = batch(2).detach() + 0
+    with pytest.raises(bn.BnnumbaTypeError, match=r"x: .*inference mode"):
+        ours(x)
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, before[name])
+    mean = torch.zeros(5, requires_grad=True)
+    with pytest.raises(bn.BnnumbaTypeError, match=r"running_mean: .*requires a gradient"):
+        adapter.batch_norm(batch(2), mean, torch.ones(5))

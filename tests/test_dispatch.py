@@ -228,3 +228,48 @@ def test_an_array_of_another_library_on_the_cpu_is_not_said_to_be_on_a_gpu():
     for name, array in {"running_mean": jax.numpy.ones(3), "out": x}.items():
         with pytest.raises(bn.BnnumbaValueError, match=f"{name}: .*JAX cannot be changed"):
             bn.batch_norm_training(x, **{name: array})
+
+
+def test_float64_of_jax_stays_so_where_it_is_not_enabled():
+    jax = pytest.importorskip("jax")
+    enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    with enable(True):
+        x = jax.numpy.asarray(normal((6, 3), np.float64))
+    y, saved = bn.batch_norm_training(x)
+    assert y.dtype == saved.mean.dtype == np.float64
+    assert bn.batch_norm_backward(y, saved).x.dtype == np.float64
+
+
+def test_a_tensor_of_autograd_in_bfloat16_is_named():
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(4, 3, dtype=torch.complex64).conj().imag.to(torch.bfloat16)
+    negated = torch._neg_view(x)
+    with pytest.raises(bn.BnnumbaTypeError, match="x: NumPy cannot see this tensor"):
+        bn.batch_norm_training(negated)
+
+
+def test_a_mask_is_seen_beside_an_array_of_another_library():
+    x = Foreign(normal((4, 3)))
+    with pytest.raises(bn.BnnumbaTypeError, match="weight: masked arrays are not supported"):
+        bn.batch_norm_training(x, np.ma.masked_array(np.ones(3), mask=[0, 1, 0]))
+
+
+def test_loading_into_tensors_is_seen_by_autograd():
+    torch = pytest.importorskip("torch")
+    layer = bn.BatchNorm(3)
+    state = layer.state_dict()
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        setattr(layer, name, torch.from_numpy(getattr(layer, name)))
+    before = layer.weight._version
+    layer.load_state_dict(state)
+    assert layer.weight._version > before
+
+
+def test_the_weight_of_no_grad_is_taken_by_backward_into_out_as_well():
+    torch = pytest.importorskip("torch")
+    x, weight = torch.randn(6, 3), torch.nn.Parameter(torch.ones(3))
+    with torch.no_grad():
+        y, saved = bn.batch_norm_training(x, weight)
+    out = torch.empty_like(x)
+    assert bn.batch_norm_backward(y, saved, out=out).x is out
+    assert torch.equal(out, bn.batch_norm_backward(y, saved).x)

@@ -1,6 +1,9 @@
 """batch_norm_*: every result against the oracle, over dtypes, axes, shapes and arguments."""
 
+import copy
+
 import ml_dtypes
+import numba
 import numpy as np
 import pytest
 from support import (
@@ -314,8 +317,8 @@ def test_arguments_are_not_written():
     saved = bn.batch_norm_training(x, weight, bias)[1]
     bn.batch_norm_backward(dy, saved)
     bn.batch_norm_inference(x, bias, np.abs(weight), weight, bias)
-    for array, copy in zip(arrays, copies, strict=True):
-        assert same_bits(array, copy)
+    for array, kept in zip(arrays, copies, strict=True):
+        assert same_bits(array, kept)
 
 
 def test_results_do_not_share_memory_with_one_another_or_the_input():
@@ -547,3 +550,49 @@ def test_an_out_over_a_parameter_that_is_converted_is_an_error(name):
     with pytest.raises(bn.BnnumbaValueError, match=f"out: must not overlap {name}"):
         bn.batch_norm_training(normal((8, 3)), out=out, **parameters)
     assert not out.any()
+
+
+def test_arrays_over_memory_of_no_array_overlap_as_others_do():
+    ffi = pytest.importorskip("cffi").FFI()
+
+    @numba.njit
+    def over(pointer):  # an array that neither owns its memory nor names an owner
+        return numba.carray(pointer, (20, 3), np.float32)
+
+    memory = normal((21, 3))
+    x, shifted, again = (
+        over(ffi.cast("float *", memory.ctypes.data + 4 * start)) for start in (0, 1, 0)
+    )
+    assert x.base is None
+    with pytest.raises(bn.BnnumbaValueError, match="out: must not overlap x"):
+        bn.batch_norm_training(x, out=shifted)
+    _, saved = bn.batch_norm_training(x, out=again)
+    with pytest.raises(bn.BnnumbaValueError, match="was written over"):
+        bn.batch_norm_backward(x, saved)
+
+
+def test_strides_of_axes_of_one_do_not_make_another_array():
+    x = normal((1, 4, 3, 1))
+    same = x[0, :, :, 0][None, :, :, None]
+    assert same.strides != x.strides
+    expected = bn.batch_norm_training(x)[0]
+    assert same_bits(bn.batch_norm_training(x, out=same)[0], expected)
+
+
+def test_a_copy_of_what_was_saved_knows_that_x_was_written_over():
+    x, dy = normal((6, 3)), normal((6, 3), seed=1)
+    _, saved = bn.batch_norm_training(x)
+    other = copy.copy(saved)
+    bn.batch_norm_backward(dy, saved, out=x)
+    with pytest.raises(bn.BnnumbaValueError, match="was written over"):
+        bn.batch_norm_backward(dy, other)
+
+
+def test_a_deep_copy_of_what_was_saved_has_the_weight_that_it_shows():
+    torch = pytest.importorskip("torch")
+    for kind in (np.asarray, torch.from_numpy):
+        x, dy, weight = kind(normal((6, 3))), kind(normal((6, 3), seed=1)), kind(parameters(3)[0])
+        other = copy.deepcopy(bn.batch_norm_training(x, weight)[1])
+        before = np.asarray(bn.batch_norm_backward(dy, other).x)
+        other.weight *= 2
+        assert same_bits(np.asarray(bn.batch_norm_backward(dy, other).x), 2 * before)

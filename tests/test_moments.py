@@ -479,3 +479,35 @@ def test_a_channel_that_is_constant_but_for_its_first_values(shape, first, dtype
     expected = Fraction(float(level)) ** 2 * zeros * (n - zeros) / n
     for m2 in bn.moments(x).m2[:: shape[1] - 1]:
         assert abs(Fraction(m2) / expected - 1) < Fraction(1, 10**12)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_moments_survive_every_pickle(protocol):
+    m = bn.moments(normal((9, 3), np.float64, loc=1e8))
+    assert m._rest.any()
+    copied = pickle.loads(pickle.dumps(m, protocol))
+    assert copied == m
+    assert same_bits(copied._rest, m._rest)
+
+
+@pytest.mark.parametrize("name", ["count", "mean", "m2"])
+def test_moments_keep_their_arrays(name):
+    m = bn.moments(normal((9, 3)))
+    with pytest.raises(AttributeError):
+        setattr(m, name, np.ones(1))
+
+
+@pytest.mark.parametrize("rest", [[np.nan, 0.0, 0.0], [1e300, 0.0, 0.0], [0.0, 1e-3, 0.0]])
+def test_a_rest_that_no_rounding_left_is_refused(rest):
+    running = bn.RunningMoments(3)
+    running.update(normal((9, 3)))
+    state = running.state_dict()
+    with pytest.raises(bn.BnnumbaValueError, match="rest: expected what rounding leaves"):
+        running.load_state_dict({**state, "rest": np.array(rest)})
+    assert running.count == 9
+
+
+def test_a_number_of_channels_beyond_any_array_is_named():
+    for make in (bn.RunningMoments, bn.BatchNorm):
+        with pytest.raises(bn.BnnumbaValueError, match="num_features: expected a number from 0"):
+            make(10**30)

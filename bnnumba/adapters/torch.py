@@ -29,9 +29,9 @@ class _Differentiable(torch.autograd.Function):
             saves=True,
         )  # fmt: skip
         y, ctx.saved = found
-        # Autograd keeps x: it notices changes, and may free it, move it or compute it again.
+        # Autograd keeps them: it notices changes, and may free, move or compute them again.
         ctx.save_for_backward(x, weight)
-        ctx.saved._forget_input()
+        ctx.saved._forget_inputs()
         return y
 
     @staticmethod
@@ -41,8 +41,8 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, _ = ctx.saved_tensors
-    gradients = batch_norm_backward(dy, ctx.saved._with_input(x))
+    saved = ctx.saved._with_inputs(*ctx.saved_tensors)
+    gradients = batch_norm_backward(dy.resolve_neg(), saved)
     wanted = ctx.needs_input_grad[:3]  # not of a weight or bias that is None
     found = [g if want else None for g, want in zip(gradients, wanted, strict=True)]
     return *found, None, None, None, None, None, None
@@ -124,15 +124,34 @@ def batch_norm(
     return normalize(x, running_mean, running_var, weight, bias, training, momentum, eps, 1)
 
 
+def _check_recorded(
+    x: Tensor, weight: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None
+) -> None:
+    """Raise for what autograd cannot record, before running statistics are moved."""
+    if not torch.is_grad_enabled():
+        return
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        if running is not None and running.requires_grad:
+            msg = f"{name}: expected a tensor outside of autograd, got one that requires a gradient"
+            raise BnnumbaTypeError(msg)
+    if x.is_inference() and weight is not None and weight.requires_grad:
+        msg = (
+            "x: expected a tensor that autograd may keep, got one of inference mode; pass x.clone()"
+        )
+        raise BnnumbaTypeError(msg)
+
+
 def normalize(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, training: bool, momentum: float, eps: float, correction: float,
 ) -> Tensor:  # fmt: skip
     """Do `batch_norm`, with any correction of the running variance."""
+    _check_recorded(x, weight, running_mean, running_var)
     mean, var = _single(running_mean), _single(running_var)
     y = _normalized(
-        x, _single(weight), _single(bias), mean, var, training, momentum, eps, correction
-    )
+        x.resolve_neg(), _single(weight), _single(bias), mean, var, training, momentum, eps,
+        correction,
+    )  # fmt: skip
     if training:
         for running, moved in ((running_mean, mean), (running_var, var)):
             if running is not None and moved is not running:
