@@ -6,6 +6,8 @@ import ml_dtypes
 import numba
 import numpy as np
 import pytest
+from numba.core.cgutils import voidptr_t
+from numba.extending import intrinsic
 from support import (
     BFLOAT16,
     DTYPES,
@@ -552,17 +554,24 @@ def test_an_out_over_a_parameter_that_is_converted_is_an_error(name):
     assert not out.any()
 
 
+@intrinsic
+def pointer_to(typing, address):
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], voidptr_t)
+
+    return numba.types.voidptr(numba.types.intp), generate
+
+
+@numba.njit
+def over(address):
+    """Return an array that neither owns its memory nor names an owner."""
+    return numba.carray(pointer_to(address), (20, 3), np.float32)
+
+
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="needs the compiler")
 def test_arrays_over_memory_of_no_array_overlap_as_others_do():
-    ffi = pytest.importorskip("cffi").FFI()
-
-    @numba.njit
-    def over(pointer):  # an array that neither owns its memory nor names an owner
-        return numba.carray(pointer, (20, 3), np.float32)
-
     memory = normal((21, 3))
-    x, shifted, again = (
-        over(ffi.cast("float *", memory.ctypes.data + 4 * start)) for start in (0, 1, 0)
-    )
+    x, shifted, again = (over(memory.ctypes.data + 4 * start) for start in (0, 1, 0))
     assert x.base is None
     with pytest.raises(bn.BnnumbaValueError, match="out: must not overlap x"):
         bn.batch_norm_training(x, out=shifted)
