@@ -25,7 +25,8 @@ def _cuda_state() -> str:
     try:
         if not cuda.is_available():
             return "no device found"
-        return cuda.get_current_device().name.decode()
+        found = cuda.get_current_device().name
+        return found.decode() if isinstance(found, bytes) else found
     except Exception as error:
         return f"not usable: {error}"
 

@@ -180,7 +180,8 @@ def _install():
     if _has("numba_cuda"):
         needed.append("numba-cuda" + re.search(r'"numba-cuda\[cu13\](.+?)"', project)[1])
     # Which asks nobody where everything is there, and new enough.
-    command = [sys.executable, "-m", "pip", "install", "--quiet", *needed]
+    options = ["--quiet", "--retries", "0", "--timeout", "5"]  # without a network, say so at once
+    command = [sys.executable, "-m", "pip", "install", *options, *needed]
     if subprocess.run(command, check=False).returncode:
         print("could not make sure that there is", ", ".join(needed), flush=True)
     importlib.invalidate_caches()

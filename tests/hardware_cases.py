@@ -127,8 +127,10 @@ def test_work_follows_what_the_stream_has_to_do_and_nobody_waits_for_it(shape):
     torch.cuda.synchronize()
     stream, asleep = torch.cuda.Stream(), torch.cuda.Event()
     with torch.cuda.stream(stream):
-        # Makes the memory of this stream, which may wait.
-        bn.batch_norm_backward(x, bn.batch_norm_training(x)[1])
+        # Makes the memory of this stream, which may wait, as much as is held at a time below.
+        y, saved = bn.batch_norm_training(x)
+        dx = bn.batch_norm_backward(x, saved).x
+        del y, saved, dx
         stream.synchronize()
         torch.cuda._sleep(2_000_000_000)  # about a second
         asleep.record()

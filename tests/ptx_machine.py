@@ -362,7 +362,8 @@ class Block:
             return
         kind = np.dtype(TYPES[modifiers[-1]])
         names = [name.strip() for name in operands[0].strip("{}").split(",")]
-        raw = self.access(modifiers[0], operands[1], kind.itemsize * len(names), doing)
+        space = next(m for m in modifiers if m in ("global", "shared"))
+        raw = self.access(space, operands[1], kind.itemsize * len(names), doing)
         for number, name in enumerate(names):
             part = raw[:, number * kind.itemsize : (number + 1) * kind.itemsize]
             values = np.ascontiguousarray(part).view(kind).reshape(-1)
@@ -391,6 +392,15 @@ class Block:
         place = ctypes.c_int32.from_address(address)
         self.put(operands[0], np.full(self.count, place.value, np.int32), doing)
         place.value += int(self.value(operands[2], np.int32)[doing][0])
+
+    def do_nanosleep(self, modifiers, operands, doing):
+        pass
+
+    def do_popc(self, modifiers, operands, doing):
+        kind = np.dtype(TYPES[modifiers[-1].replace("b", "u")])
+        bits = np.ascontiguousarray(self.value(operands[1], kind.type)).view(np.uint8)
+        counts = np.unpackbits(bits.reshape(self.count, -1), axis=1).sum(1)
+        self.put(operands[0], counts.astype(np.uint32), doing)
 
     def do_halves(self, modifiers, operands, doing):
         bits = np.ascontiguousarray(self.value(operands[2], np.uint32)).view(np.float16)

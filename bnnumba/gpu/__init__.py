@@ -110,7 +110,7 @@ def collect_moments(call, view, x, eps, stats):
 def merge_moments(call, view, plan, partials, eps, stats):
     """Merge the partial moments of a plan, in order, and write the stats of each channel."""
     call.launch(
-        _kernels(view, "float32").merge_moments, plan.tiles, *merging(view, plan),
+        _kernels(view, "float32").merge_moments, view.groups, *merging(view, plan),
         stats.address, partials, view.channels, view.steps, plan.lanes, plan.parts, plan.chunk,
         view.size, eps,
     )  # fmt: skip
@@ -185,7 +185,7 @@ def backward_reduce(call, view, x, dy, stats, sums, dweight, dbias):
     )  # fmt: skip
     if plan.parts > 1:
         call.launch(
-            k.merge_sums, plan.tiles, *merging(view, plan), *targets, view.channels,
+            k.merge_sums, view.groups, *merging(view, plan), *targets, view.channels,
             plan.lanes, plan.parts,
         )  # fmt: skip
     return work

@@ -13,7 +13,7 @@ rounded to the precision of the arithmetic, as in `normalize`.
 from types import SimpleNamespace
 
 from .jit import SIMULATED, inlined, sync, thread, threads
-from .simd import fma, like
+from .simd import exponent, fma, like
 
 __all__ = ["FIELDS", "build"]
 
@@ -80,8 +80,8 @@ def build(m, keeps):
     @inlined
     def add_block(total, product, lanes):
         """Add the sums of the threads that share channels; return the result to all of them."""
-        t = thread()
-        column, row, rows = t % lanes, t // lanes, threads() // lanes
+        t, shift = thread(), exponent(lanes)
+        column, row, rows = t & (lanes - 1), t >> shift, threads() >> shift
         live = True
         if not SIMULATED:
             distance = 16
@@ -89,8 +89,8 @@ def build(m, keeps):
                 total = total + after(total, distance)
                 product = product + after(product, distance)
                 distance >>= 1
-            live = t % 32 < lanes
-            column, row, rows = t % 32, t // 32, threads() // 32
+            column, row, rows = t & 31, t >> 5, threads() >> 5
+            live = column < lanes
         slots = rows * lanes
         while rows > 1:
             half = rows >> 1
@@ -108,33 +108,36 @@ def build(m, keeps):
             leave(column * row_bytes, total)
             leave((slots + column) * row_bytes, product)
         sync()
-        slot = t % lanes
+        slot = t & (lanes - 1)
         return take(slot * row_bytes), take((slots + slot) * row_bytes)
 
     @inlined
     def write_partial(partials, place, lanes, total, product):
         """Write the sums of a thread's channels to place number `place`, in `partials`."""
-        at = (place * FIELDS * lanes + thread() % lanes) * columns
+        at = (place * FIELDS * lanes + (thread() & (lanes - 1))) * columns
         write(partials, at, total)
         write(partials, at + lanes * columns, product)
 
     @inlined
-    def read_partial(partials, place, lanes):
-        """Return the sums of a thread's channels at place number `place`."""
-        at = (place * FIELDS * lanes + thread() % lanes) * columns
+    def read_partial(partials, place, lanes, lane):
+        """Return the sums of group `lane` of the channels at place number `place`."""
+        at = (place * FIELDS * lanes + lane) * columns
         return read(partials, at), read(partials, at + lanes * columns)
 
     @inlined
-    def merge_partials(partials, first, parts, lanes):
-        """Return the sums over `parts` places from `first` on."""
+    def merge_partials(partials, first, parts, lanes, lane, shared):
+        """Return the sums over `parts` places from `first` on.
+
+        A place has `lanes` groups of channels, this thread's being number `lane`; the threads of
+        the block have `shared` of them.
+        """
         total, product = zero_row(), zero_row()
-        row, rows = thread() // lanes, threads() // lanes
-        part = row
+        part, rows = thread() >> exponent(shared), threads() >> exponent(shared)
         while part < parts:
-            a, b = read_partial(partials, first + part, lanes)
+            a, b = read_partial(partials, first + part, lanes, lane)
             total, product = total + a, product + b
             part += rows
-        return add_block(total, product, lanes)
+        return add_block(total, product, shared)
 
     @inlined
     def write_gradients(sums, dweight, dbias, channels, c, total, product, invstd):

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from . import backward, moments, normalize, walk
 from .jit import SIMULATED, Kernel, block, inlined, sync, thread, threads
 from .moments import mean_of
-from .simd import atomic_add
+from .simd import atomic_add, counted, drawn, exponent, pause, quotient
 
 if SIMULATED:
     from .simulator import machine
@@ -33,14 +33,23 @@ __all__ = ["build"]
 def sweep_of(ticket, tiles, parts, group):
     """Return ``second, tile, part`` of a ticket, the second sweep going backwards."""
     jobs = group * parts
-    turn, job = ticket // jobs, ticket % jobs
-    last = (tiles + group - 1) // group - 1
-    second = turn == 2 * last + 1 or (turn > 0 and turn % 2 == 0)
-    which = (turn + 1) // 2
+    turn = quotient(ticket, jobs)
+    job = ticket - turn * jobs
+    last = quotient(tiles + group - 1, group) - 1
+    second = turn == 2 * last + 1 or (turn > 0 and turn & 1 == 0)
+    which = (turn + 1) >> 1
     if second:
-        which = last if turn == 2 * last + 1 else turn // 2 - 1
+        which = last if turn == 2 * last + 1 else (turn >> 1) - 1
         job = jobs - 1 - job
-    return second, which * group + job % group, job // group
+    part = quotient(job, group)
+    return second, which * group + job - part * group, part
+
+
+@inlined
+def piece_of(job, tiles):
+    """Return ``tile, part`` of a block of a single sweep."""
+    part = quotient(job, tiles)
+    return job - part * tiles, part
 
 
 def build(kind, count, columns, parameter):
@@ -49,7 +58,7 @@ def build(kind, count, columns, parameter):
     `columns` is `count` where channels are contiguous, and 1 where rows of one channel are.
     """
     m = machine(kind, count, columns, parameter)
-    m.advance, strides, start = walk.build(count, columns)
+    m.advance, strides, start, place = walk.build(count, columns)
     real = m.real
     zero_row, read = m.zero_row, m.read
     read_param, take_ticket, leave_ticket = m.read_param, m.take_ticket, m.leave_ticket
@@ -71,21 +80,29 @@ def build(kind, count, columns, parameter):
     @inlined
     def begin(tile, part, chunk, steps, channels, lanes):
         """Return a thread's first channel, its first step, the end, and from step to step."""
-        t = thread()
-        c = (tile * lanes + t % lanes) * columns
-        q = part * chunk + t // lanes
+        t, shift = thread(), exponent(lanes)
+        c = (tile * lanes + (t & (lanes - 1))) * columns
+        q = part * chunk + (t >> shift)
         end = min(steps, (part + 1) * chunk) if c < channels else 0
-        return c, q, end, threads() // lanes
+        return c, q, end, threads() >> shift
 
     @inlined
-    def draw(work, counter):
-        """Return a ticket for this block: how many a counter gave out before."""
+    def shown(number):
+        """Return to all threads of the block what its first one has."""
         if thread() == 0:
-            leave_ticket(atomic_add(work, counter, 1))
+            leave_ticket(number)
         sync()
         ticket = take_ticket()
         sync()
         return ticket
+
+    @inlined
+    def draw(work):
+        """Return a ticket for this block: how many were drawn before."""
+        ticket = 0
+        if thread() == 0:
+            ticket = drawn(work, 0)
+        return shown(ticket)
 
     @inlined
     def report(work, tile):
@@ -94,14 +111,19 @@ def build(kind, count, columns, parameter):
         These are its parts, and in the end that they are merged.
         """
         sync()
-        return draw(work, 1 + tile)
+        done = 0
+        if thread() == 0:
+            done = atomic_add(work, 1 + tile, 1)
+        return shown(done)
 
     @inlined
     def wait(work, tile, parts):
         """Wait until all parts of a tile are merged."""
         if thread() == 0:
-            while atomic_add(work, 1 + tile, 0) <= parts:
-                pass
+            # Looked at without an order, which costs other blocks nothing; then in order, once.
+            while counted(work, 1 + tile) <= parts:
+                pause()
+            atomic_add(work, 1 + tile, 0)
         sync()
 
     def forward_resident(
@@ -110,7 +132,7 @@ def build(kind, count, columns, parameter):
     ):  # fmt: skip
         c, q, end, step = begin(block(), 0, steps, steps, channels, lanes)
         stride = strides(step, sv, xn, yn, 0)
-        o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, yn, yc), q % sv
+        o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, yn, yc), place(q, sv)
         slot, slot_step = scratch + thread() * width, threads() * width
         k, r, m2, n = collect_kept(x, o, v, q, end, step, stride, slot, slot_step)
         k, r, m2 = join_block(k, r, m2, n, lanes)
@@ -129,11 +151,11 @@ def build(kind, count, columns, parameter):
         x, y, weight, bias, stats, running_mean, running_var, work, partials, channels, steps, sv,
         xn, xc, yn, yc, lanes, tiles, parts, chunk, group, size, eps, momentum, divisor,
     ):  # fmt: skip
-        second, tile, part = sweep_of(draw(work, 0), tiles, parts, group)
+        second, tile, part = sweep_of(draw(work), tiles, parts, group)
         if tile < tiles:
             c, q, end, step = begin(tile, part, chunk, steps, channels, lanes)
             stride = strides(step, sv, xn, yn, 0)
-            o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, yn, yc), q % sv
+            o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, yn, yc), place(q, sv)
             if second:
                 wait(work, tile, parts)
                 if c < channels:
@@ -147,8 +169,10 @@ def build(kind, count, columns, parameter):
                 if thread() < lanes:
                     write_moments(partials, tile * parts + part, lanes, k, r, m2)
                 if report(work, tile) == parts - 1:
-                    first = tile * parts
-                    k, r, m2 = merge_moment_parts(partials, first, parts, chunk, steps, lanes)
+                    first, lane = tile * parts, thread() & (lanes - 1)
+                    k, r, m2 = merge_moment_parts(
+                        partials, first, parts, chunk, steps, lanes, lane, lanes
+                    )
                     if thread() < lanes and c < channels:
                         center, rest = mean_of(k, r)
                         write_stats(
@@ -162,10 +186,10 @@ def build(kind, count, columns, parameter):
     def collect_moments(
         x, stats, partials, channels, steps, sv, xn, xc, lanes, tiles, parts, chunk, size, eps
     ):
-        tile, part = block() % tiles, block() // tiles
+        tile, part = piece_of(block(), tiles)
         c, q, end, step = begin(tile, part, chunk, steps, channels, lanes)
         stride = strides(step, sv, xn, 0, 0)
-        o, v = start(q, sv, c, xn, xc), q % sv
+        o, v = start(q, sv, c, xn, xc), place(q, sv)
         k, r, m2, n = collect(x, o, v, q, end, step, stride, 0, 0)
         k, r, m2 = join_block(k, r, m2, n, lanes)
         if thread() < lanes:
@@ -176,10 +200,10 @@ def build(kind, count, columns, parameter):
                 write_stats(stats, channels, c, center, rest, m2, inverse_std(m2, size, eps))
 
     def merge_moments(stats, partials, channels, steps, lanes, parts, chunk, size, eps):
-        c, _, _, _ = begin(block(), 0, chunk, steps, channels, lanes)
-        first = block() * parts
-        k, r, m2 = merge_moment_parts(partials, first, parts, chunk, steps, lanes)
-        if thread() < lanes and c < channels:
+        tile, lane = block() >> exponent(lanes), block() & (lanes - 1)
+        c, first = block() * columns, tile * parts
+        k, r, m2 = merge_moment_parts(partials, first, parts, chunk, steps, lanes, lane, 1)
+        if thread() == 0:
             center, rest = mean_of(k, r)
             write_stats(stats, channels, c, center, rest, m2, inverse_std(m2, size, eps))
 
@@ -187,26 +211,28 @@ def build(kind, count, columns, parameter):
         x, y, weight, bias, mean, rest, invstd, channels, steps, sv, xn, xc, yn, yc, lanes, tiles,
         chunk,
     ):  # fmt: skip
-        c, q, end, step = begin(block() % tiles, block() // tiles, chunk, steps, channels, lanes)
+        tile, part = piece_of(block(), tiles)
+        c, q, end, step = begin(tile, part, chunk, steps, channels, lanes)
         if c < channels:
             center, left = zero_row(), zero_row()
             if mean != 0:
                 center, left = read(mean, c), read(rest, c)
             scale, shift = coefficients(left, read(invstd, c), weight, bias, c)
             stride = strides(step, sv, xn, yn, 0)
-            o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, yn, yc), q % sv
+            o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, yn, yc), place(q, sv)
             normalized(x, y, o, p, v, q, end, step, stride, 0, 0, center, scale, shift)
 
     def infer(
         x, y, weight, bias, mean, var, channels, steps, sv, xn, xc, yn, yc, lanes, tiles, chunk, eps
     ):
-        c, q, end, step = begin(block() % tiles, block() // tiles, chunk, steps, channels, lanes)
+        tile, part = piece_of(block(), tiles)
+        c, q, end, step = begin(tile, part, chunk, steps, channels, lanes)
         if c < channels:
             center = read_param(mean, c)
             invstd = inverse_std(read_param(var, c), real(1), eps)
             scale, shift = coefficients(zero_row(), invstd, weight, bias, c)
             stride = strides(step, sv, xn, yn, 0)
-            o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, yn, yc), q % sv
+            o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, yn, yc), place(q, sv)
             normalized(x, y, o, p, v, q, end, step, stride, 0, 0, center, scale, shift)
 
     def backward_resident(
@@ -215,7 +241,7 @@ def build(kind, count, columns, parameter):
     ):  # fmt: skip
         c, q, end, step = begin(block(), 0, steps, steps, channels, lanes)
         stride = strides(step, sv, xn, gn, dn)
-        o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, gn, gc), q % sv
+        o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, gn, gc), place(q, sv)
         slot, slot_step = scratch + thread() * width, threads() * width
         center, rest = zero_row(), zero_row()
         if c < channels:
@@ -238,18 +264,19 @@ def build(kind, count, columns, parameter):
         x, dy, dx, weight, stats, dweight, dbias, work, partials, channels, steps, sv, xn, xc, gn,
         gc, dn, dc, lanes, tiles, parts, chunk, group, size,
     ):  # fmt: skip
-        second, tile, part = sweep_of(draw(work, 0), tiles, parts, group)
+        second, tile, part = sweep_of(draw(work), tiles, parts, group)
         if tile < tiles:
             c, q, end, step = begin(tile, part, chunk, steps, channels, lanes)
             stride = strides(step, sv, xn, gn, dn)
-            o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, gn, gc), q % sv
+            o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, gn, gc), place(q, sv)
             center, rest = zero_row(), zero_row()
             if c < channels:
                 center, rest = read(stats, c), read(stats, channels + c)
             if second:
                 wait(work, tile, parts)
                 if c < channels:
-                    total, product = read_sums(partials, tile * parts, lanes)
+                    lane = thread() & (lanes - 1)
+                    total, product = read_sums(partials, tile * parts, lanes, lane)
                     invstd = read(stats, 3 * channels + c)
                     a, b, shift = slopes(total, product, size, rest, invstd, weight, c)
                     differentiate(
@@ -262,7 +289,10 @@ def build(kind, count, columns, parameter):
                 if thread() < lanes:
                     write_sums(partials, tile * parts + part, lanes, total, product)
                 if report(work, tile) == parts - 1:
-                    total, product = merge_sum_parts(partials, tile * parts, parts, lanes)
+                    lane = thread() & (lanes - 1)
+                    total, product = merge_sum_parts(
+                        partials, tile * parts, parts, lanes, lane, lanes
+                    )
                     if thread() < lanes and c < channels:
                         invstd = read(stats, 3 * channels + c)
                         write_gradients(0, dweight, dbias, channels, c, total, product, invstd)
@@ -273,10 +303,10 @@ def build(kind, count, columns, parameter):
         x, dy, stats, sums, dweight, dbias, partials, channels, steps, sv, xn, xc, gn, gc, lanes,
         tiles, parts, chunk,
     ):  # fmt: skip
-        tile, part = block() % tiles, block() // tiles
+        tile, part = piece_of(block(), tiles)
         c, q, end, step = begin(tile, part, chunk, steps, channels, lanes)
         stride = strides(step, sv, xn, gn, 0)
-        o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, gn, gc), q % sv
+        o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, gn, gc), place(q, sv)
         center, rest, invstd = zero_row(), zero_row(), zero_row()
         if c < channels:
             center, rest = read(stats, c), read(stats, channels + c)
@@ -290,9 +320,10 @@ def build(kind, count, columns, parameter):
                 write_gradients(sums, dweight, dbias, channels, c, total, product, invstd)
 
     def merge_sums(stats, sums, dweight, dbias, partials, channels, lanes, parts):
-        c, _, _, _ = begin(block(), 0, 1, 1, channels, lanes)
-        total, product = merge_sum_parts(partials, block() * parts, parts, lanes)
-        if thread() < lanes and c < channels:
+        tile, lane = block() >> exponent(lanes), block() & (lanes - 1)
+        c = block() * columns
+        total, product = merge_sum_parts(partials, tile * parts, parts, lanes, lane, 1)
+        if thread() == 0:
             invstd = read(stats, 3 * channels + c)
             write_gradients(sums, dweight, dbias, channels, c, total, product, invstd)
 
@@ -300,14 +331,15 @@ def build(kind, count, columns, parameter):
         x, dy, dx, weight, stats, sums, channels, steps, sv, xn, xc, gn, gc, dn, dc, lanes, tiles,
         chunk, size,
     ):  # fmt: skip
-        c, q, end, step = begin(block() % tiles, block() // tiles, chunk, steps, channels, lanes)
+        tile, part = piece_of(block(), tiles)
+        c, q, end, step = begin(tile, part, chunk, steps, channels, lanes)
         if c < channels:
             center, rest = read(stats, c), read(stats, channels + c)
             invstd = read(stats, 3 * channels + c)
             total, product = read(sums, c), read(sums, channels + c)
             a, b, shift = slopes(total, product, size, rest, invstd, weight, c)
             stride = strides(step, sv, xn, gn, dn)
-            o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, gn, gc), q % sv
+            o, p, v = start(q, sv, c, xn, xc), start(q, sv, c, gn, gc), place(q, sv)
             differentiate(
                 x, dy, dx, o, p, start(q, sv, c, dn, dc), v, q, end, step, stride, 0, 0, center, a,
                 b, shift,

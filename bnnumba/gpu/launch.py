@@ -154,8 +154,8 @@ def passes(view, arrays, traits):
 
 
 def merging(view, plan):
-    """Return the threads and the bytes of shared memory that merge a plan's partial results."""
-    return plan_merge(plan.lanes, plan.parts, view.columns, real_of(view.kind).itemsize, WARPS)
+    """Return the threads and the bytes of shared memory that merge a group's partial results."""
+    return plan_merge(plan.parts, view.columns, real_of(view.kind).itemsize, WARPS)
 
 
 def sweeps(view, arrays, traits):

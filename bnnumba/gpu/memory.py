@@ -40,6 +40,10 @@ def _at(builder, address, index, size, element, space):
     return builder.inttoptr(builder.add(address, offset), ir.PointerType(element, space))
 
 
+def _bytes(real):
+    return 8 if real == types.float64 else 4
+
+
 def _shared_base(builder):
     module = builder.module
     if "bnnumba_shared" not in module.globals:
@@ -166,9 +170,9 @@ def machine(kind, count, columns, parameter):
 
         return take, leave
 
-    def row_pair(element):
+    def row_pair(element, alignment):
         llvm = ir.VectorType(llvm_scalar(element), columns)
-        bytes_of = 8 if element == types.float64 else 4
+        bytes_of = _bytes(element)
 
         def convert(builder, value, target):
             if value.type == target:
@@ -180,7 +184,7 @@ def machine(kind, count, columns, parameter):
         def read(typingctx, address, index):
             def codegen(context, builder, sig, args):
                 at = _at(builder, *args, bytes_of, llvm, _GLOBAL)
-                return convert(builder, builder.load(at, align=bytes_of), llvm_vector(row))
+                return convert(builder, builder.load(at, align=alignment), llvm_vector(row))
 
             return row(types.int64, types.int64), codegen
 
@@ -188,7 +192,7 @@ def machine(kind, count, columns, parameter):
         def write(typingctx, address, index, value):
             def codegen(context, builder, sig, args):
                 at = _at(builder, *args[:2], bytes_of, llvm, _GLOBAL)
-                builder.store(convert(builder, args[2], llvm), at, align=bytes_of)
+                builder.store(convert(builder, args[2], llvm), at, align=alignment)
                 return context.get_dummy_value()
 
             return types.void(types.int64, types.int64, row), codegen
@@ -309,8 +313,9 @@ def machine(kind, count, columns, parameter):
         return real(real, types.int64), codegen
 
     take, leave = shared_pair(row)
-    read, write = row_pair(real)
-    read_param, write_param = row_pair(param)
+    # Statistics and partial results are ours, their rows as wide as accesses; parameters are not.
+    read, write = row_pair(real, min(16, columns * _bytes(real)))
+    read_param, write_param = row_pair(param, _bytes(param))
     return SimpleNamespace(
         size=KINDS[kind], count=count, columns=columns,
         real=np.float64 if real == types.float64 else np.float32,

@@ -15,7 +15,7 @@ A constant channel has d = 0 exactly, and so m2 = 0.
 from types import SimpleNamespace
 
 from .jit import SIMULATED, inlined, sync, thread, threads
-from .simd import fma, inverse_root, larger, like, smaller
+from .simd import exponent, fma, inverse_root, larger, like, smaller
 
 __all__ = ["FIELDS", "build"]
 
@@ -133,8 +133,8 @@ def build(m, keeps):
         Threads t and t + lanes have the same channels. Warps merge by shuffles, then by a tree in
         shared memory; the simulator, which has no warps, by the tree alone.
         """
-        t = thread()
-        column, row, rows = t % lanes, t // lanes, threads() // lanes
+        t, shift = thread(), exponent(lanes)
+        column, row, rows = t & (lanes - 1), t >> shift, threads() >> shift
         live = True
         if not SIMULATED:
             distance = 16
@@ -143,8 +143,8 @@ def build(m, keeps):
                 n2 = count_after(n, distance)
                 k, r, m2, n = join(k, r, m2, n, k2, r2, m22, n2)
                 distance >>= 1
-            live = t % 32 < lanes
-            column, row, rows = t % 32, t // 32, threads() // 32
+            column, row, rows = t & 31, t >> 5, threads() >> 5
+            live = column < lanes
         slots = rows * lanes
         counts = FIELDS * slots * row_bytes
         while rows > 1:
@@ -168,32 +168,35 @@ def build(m, keeps):
             leave((slots + column) * row_bytes, r)
             leave((2 * slots + column) * row_bytes, m2)
         sync()
-        slot = t % lanes
+        slot = t & (lanes - 1)
         k, r = take(slot * row_bytes), take((slots + slot) * row_bytes)
         return k, r, take((2 * slots + slot) * row_bytes)
 
     @inlined
     def write_partial(partials, place, lanes, k, r, m2):
         """Write the moments of a thread's channels to place number `place`, in `partials`."""
-        at = (place * FIELDS * lanes + thread() % lanes) * columns
+        at = (place * FIELDS * lanes + (thread() & (lanes - 1))) * columns
         write(partials, at, k)
         write(partials, at + lanes * columns, r)
         write(partials, at + 2 * lanes * columns, m2)
 
     @inlined
-    def merge_partials(partials, first, parts, chunk, steps, lanes):
-        """Return the merged moments of `parts` places from `first` on, each of a chunk of steps."""
+    def merge_partials(partials, first, parts, chunk, steps, lanes, lane, shared):
+        """Return the merged moments of `parts` places from `first` on, each of a chunk of steps.
+
+        A place has `lanes` groups of channels, this thread's being number `lane`; the threads of
+        the block have `shared` of them.
+        """
         k, r, m2, n = zero_row(), zero_row(), zero_row(), real(0)
-        row, rows = thread() // lanes, threads() // lanes
-        part = row
+        part, rows = thread() >> exponent(shared), threads() >> exponent(shared)
         while part < parts:
-            at = ((first + part) * FIELDS * lanes + thread() % lanes) * columns
+            at = ((first + part) * FIELDS * lanes + lane) * columns
             k2, r2 = read(partials, at), read(partials, at + lanes * columns)
             m22 = read(partials, at + 2 * lanes * columns)
             size = real((min(steps, (part + 1) * chunk) - part * chunk) * per_step)
             k, r, m2, n = join(k, r, m2, n, k2, r2, m22, size)
             part += rows
-        return join_block(k, r, m2, n, lanes)
+        return join_block(k, r, m2, n, shared)
 
     @inlined
     def write_stats(stats, channels, c, center, rest, m2, invstd):

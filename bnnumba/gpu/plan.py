@@ -27,7 +27,7 @@ SECTOR_BYTES = 32
 LANES = 32
 # Bytes that one block sweeps: long enough for its start not to show, and short in a kernel of two
 # sweeps, as what all blocks work on at a time must stay in the L2 cache between them.
-PASS_BYTES = 32 * 1024
+PASS_BYTES = 64 * 1024
 SWEEP_BYTES = 16 * 1024
 LEAST_JOB_BYTES = 8 * 1024
 # The share of the L2 cache that a group of tiles may take between its sweeps: three groups are in
@@ -147,10 +147,10 @@ def plan_passes(groups, steps, rows, columns, width, real, arrays, traits, warps
 
 
 @lru_cache(maxsize=4096)
-def plan_merge(lanes, parts, columns, real, warps=True):
-    """Return the threads, and bytes of shared memory, of a block that merges partial results."""
-    threads = max(_power(parts * lanes, LEAST_THREADS, MOST_THREADS), lanes)
-    return threads, _scratch(threads, lanes, columns, real, warps)
+def plan_merge(parts, columns, real, warps=True):
+    """Return the threads, and bytes of shared memory, of a block that merges a group's parts."""
+    threads = _power(parts, LEAST_THREADS, MOST_THREADS)
+    return threads, _scratch(threads, 1, columns, real, warps)
 
 
 @lru_cache(maxsize=4096)

@@ -92,6 +92,26 @@ def atomic_add(address, index, value):
     return old
 
 
+def drawn(address, index):
+    return atomic_add(address, index, 1)
+
+
+def counted(address, index):
+    return atomic_add(address, index, 0)
+
+
+def pause():
+    pass
+
+
+def quotient(a, b):
+    return a // b
+
+
+def exponent(power):
+    return power.bit_length() - 1
+
+
 def _shared(offset, dtype, count):
     size = dtype.itemsize * count
     found = _now.shared[offset : offset + size]
@@ -114,14 +134,14 @@ def machine(kind, count, columns, parameter):
     def put(address, index, value):
         _memory(address + index * size, stored, count, width)[:] = value
 
-    def row_pair(dtype):
+    def row_pair(dtype, alignment):
         def read(address, index):
             at = address + index * dtype.itemsize
-            return _memory(at, dtype, columns, dtype.itemsize).astype(real)
+            return _memory(at, dtype, columns, alignment).astype(real)
 
         def write(address, index, value):
             at = address + index * dtype.itemsize
-            _memory(at, dtype, columns, dtype.itemsize)[:] = value
+            _memory(at, dtype, columns, alignment)[:] = value
 
         return read, write
 
@@ -140,8 +160,8 @@ def machine(kind, count, columns, parameter):
     def leave_ticket(value):
         _shared(0, np.dtype(np.int64), 1)[0] = value
 
-    read, write = row_pair(real)
-    read_param, write_param = row_pair(param)
+    read, write = row_pair(real, min(16, columns * real.itemsize))
+    read_param, write_param = row_pair(param, param.itemsize)
     return SimpleNamespace(
         size=size, count=count, columns=columns, real=real.type,
         fetch=fetch, put=put, widen=lambda value: value.astype(real),

@@ -5,18 +5,19 @@ x[r, c], where channels are contiguous. Offsets are in elements, 64 bits wide.
 """
 
 from .jit import inlined
+from .simd import quotient
 
 __all__ = ["build"]
 
 
 def build(count, columns):
-    """Return the functions ``advance, strides, start`` for accesses of `count` elements."""
+    """Return the functions ``advance, strides, start, place`` for accesses of `count` elements."""
     rows = columns > 1  # each access is a row, and nothing wraps
 
     @inlined
     def strides(step, sv, a, b, c):
         """Return how far one step goes in the row and in three arrays of the given row strides."""
-        dn = step if rows else step // sv
+        dn = step if rows else quotient(step, sv)
         dv = step - dn * sv
         ahead = 0 if rows else dv * count
         back = sv * count
@@ -29,8 +30,13 @@ def build(count, columns):
         """Return the offset of access q of channel c."""
         if rows:
             return q * n_stride + c
-        n = q // sv
+        n = quotient(q, sv)
         return n * n_stride + c * c_stride + (q - n * sv) * count
+
+    @inlined
+    def place(q, sv):
+        """Return the place of access q in its row."""
+        return 0 if rows else q - quotient(q, sv) * sv
 
     @inlined
     def advance(a, b, c, v, stride):
@@ -43,4 +49,4 @@ def build(count, columns):
                 a, b, c, v = a + a_wrap, b + b_wrap, c + c_wrap, v - sv
         return a, b, c, v
 
-    return advance, strides, start
+    return advance, strides, start, place
