@@ -54,6 +54,9 @@ class Convention:
     def options(self, momentum: float | None = None, eps: float | None = None) -> dict[str, Any]:
         """Return ``momentum``, ``eps`` and ``correction`` as :class:`BatchNorm` takes them.
 
+        A momentum of None, that of a system where all samples weigh the same, has it average
+        batches: the same mean if they are of one size, but without the variance between them.
+
         Parameters
         ----------
         momentum : float, optional

@@ -67,6 +67,8 @@ class BatchNorm:
         What the last :meth:`backward` computed.
     running_mean, running_var : ndarray, shape (C,), or None
         Running statistics, starting as zeros and ones.
+    num_batches_tracked : int
+        How many batches the running statistics have seen.
     training : bool
         Whether the layer is in training mode, as it is at first.
 

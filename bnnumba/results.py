@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -235,6 +236,7 @@ class Saved:
         "_array", "_axis", "_library", "_overwritten", "_scale", "_stats",
         "count", "training", "weight", "x",
     )  # fmt: skip
+    __signature__ = inspect.Signature()  # that of `__init__` is ours alone
 
     def __init__(
         self,

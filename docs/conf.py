@@ -73,3 +73,12 @@ def list_recorded_benchmarks(app, docname, source):
 
 def setup(app):
     app.connect("source-read", list_recorded_benchmarks)
+
+
+def setup(app):
+    """Leave out of the members what the section on attributes has."""
+
+    def skip(app, what, name, member, skips, options):
+        return skips or isinstance(member, property) or type(member).__name__ == "_tuplegetter"
+
+    app.connect("autodoc-skip-member", skip)

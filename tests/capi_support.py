@@ -29,7 +29,7 @@ def needs(*programs: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
-def run(*command: object, env: dict | None = None, timeout: float = 300, status: int = 0):
+def run(*command: object, env: dict | None = None, timeout: float = 900, status: int = 0):
     """Run a command; return the finished process, whose exit status is `status`."""
     process = subprocess.run(
         [str(part) for part in command],
