@@ -71,14 +71,11 @@ def list_recorded_benchmarks(app, docname, source):
         source[0] += "\n```{toctree}\n:glob:\n\nbenchmarks/*\n```\n"
 
 
+def leave_out_attributes(app, what, name, member, skips, options):
+    """Leave out of the members of a class what its section on attributes has."""
+    return skips or isinstance(member, property) or type(member).__name__ == "_tuplegetter"
+
+
 def setup(app):
     app.connect("source-read", list_recorded_benchmarks)
-
-
-def setup(app):
-    """Leave out of the members what the section on attributes has."""
-
-    def skip(app, what, name, member, skips, options):
-        return skips or isinstance(member, property) or type(member).__name__ == "_tuplegetter"
-
-    app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-skip-member", leave_out_attributes)
