@@ -36,10 +36,11 @@ existing output, the same for all, "new" makes one in each call. *Times a copy* 
 time in units of the fastest plain copy of x (two threads, with and without streaming stores, or
 one thread) in the same race, for moments of the fastest read. *GB/s* counts only the bytes that
 cannot be avoided: x once, y once; x, dy and dx for backward. The columns of peers say how many
-times longer a peer took than bnnumba: `out=` peers against bnnumba with `out=`, "new" peers
-against bnnumba making a new output. oneDNN writes to an existing output; its *blocked* layout is
-nChw16c (nChw8c without AVX-512, and where the channels do not fill blocks of 16), which no array
-library uses. A training step is forward and backward under autograd, of
+times longer a peer took than bnnumba: `out=` peers against bnnumba with `out=`, "new" peers against
+bnnumba making a new output. A ~ marks what is made of times that differ more than twofold in the
+middle half of the rounds. oneDNN writes to an existing output; its *blocked* layout is nChw16c
+(nChw8c without AVX-512, and where the channels do not fill blocks of 16), which no array library
+uses. A training step is forward and backward under autograd, of
 `bnnumba.adapters.torch.BatchNorm2d` and of `torch.nn.BatchNorm2d`, running statistics included.
 Where the table is of training with running statistics, the columns are bnnumba's functions on
 tensors, its layer, and PyTorch's.
@@ -61,6 +62,19 @@ def _digits(value):
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _time(race, name):
+    """A time of the tables, marked where it is scattered."""
+    found = race.entrants.get(name)
+    return "-" if found is None else seconds(found.median) + ("~" if found.scattered else "")
+
+
+def _ratio(race, name, unit):
+    """A ratio of the tables, marked where one of the two times is scattered."""
+    value = race.ratio(name, unit)
+    scattered = value and any(race.entrants[n].scattered for n in (name, unit))
+    return _digits(value) + ("~" if scattered else "")
 
 
 def _shape(shape):
@@ -103,12 +117,11 @@ def _race_table(races):
     for race in races:
         if race.own not in race.entrants:
             continue
-        own = race.entrants[race.own].median
-        row = [_shape(race.shape), seconds(own), _digits(race.ratio(race.own, race.ceiling))]
+        row = [_shape(race.shape), _time(race, race.own), _ratio(race, race.own, race.ceiling)]
         row.append(f"{race.bandwidth(race.own) / 1e9:.1f}")
         if fresh:
-            row.append(seconds(race.entrants[OWN_NEW].median) if OWN_NEW in race.entrants else "-")
-        rows.append(row + [_digits(race.ratio(name, unit)) for _, name, unit in columns])
+            row.append(_time(race, OWN_NEW))
+        rows.append(row + [_ratio(race, name, unit) for _, name, unit in columns])
     return _table([*head, *(h for h, _, _ in columns)], rows)
 
 
@@ -226,8 +239,9 @@ def markdown(results, plots):
 
 def _against(race, peers):
     """The ratio to the best of some peers, each compared with bnnumba's output of the same kind."""
-    found = [race.ratio(name, unit) for _, name, unit in _peers([race]) if name in peers]
-    return min((ratio for ratio in found if ratio is not None), default=None)
+    pairs = [(name, unit) for _, name, unit in _peers([race]) if name in peers]
+    best = min((p for p in pairs if race.ratio(*p)), key=lambda p: race.ratio(*p), default=None)
+    return "-" if best is None else _ratio(race, *best)
 
 
 def _short_table(results):
@@ -237,9 +251,9 @@ def _short_table(results):
         return [
             label,
             _shape(race.shape),
-            seconds(race.entrants[race.own].median),
-            seconds(race.entrants[race.ceiling].median),
-            *(_digits(_against(race, group)) for group in names),
+            _time(race, race.own),
+            _time(race, race.ceiling),
+            *(_against(race, group) for group in names),
         ]
 
     shape = IMAGES[2]
@@ -259,7 +273,7 @@ def _short_table(results):
         f"{text}\n\nThe last three columns say how many times as long each peer took, in its "
         "fastest variant (oneDNN in its own blocked layout where that is faster). One that makes "
         "a new output is compared with bnnumba making one, one that writes to an existing output "
-        f"with bnnumba's `out=`. {more}"
+        f"with bnnumba's `out=`. A ~ marks what is made of scattered times. {more}"
         f"Measured side by side on {results.environment['threads']} threads ({_cpu(results)}); all "
         f"shapes, peers and goals: {_link(results)}."
     )

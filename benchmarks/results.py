@@ -25,6 +25,14 @@ class Timed:
     def median(self):
         return statistics.median(self.times)
 
+    @property
+    def scattered(self):
+        """Whether the middle half of the rounds differs more than twofold: no median tells much."""
+        if len(self.times) < 4:
+            return False
+        low, _, high = statistics.quantiles(self.times, n=4)
+        return high > 2 * low
+
 
 @dataclass
 class Outcome:
