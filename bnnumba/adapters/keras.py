@@ -36,7 +36,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """``keras.layers.BatchNormalization`` with bnnumba's kernels, on the backend PyTorch.
 
     Arguments, weights and configuration are those of Keras's layer, so that the weights of either
-    can be loaded into the other. Inputs under a mask, batch renormalization, and dtypes other than
+    can be loaded into the other. Where the layer is frozen (``trainable = False``) or not in
+    training, it normalizes by its moving statistics, as Keras's does. Inputs under a mask, batch renormalization, and dtypes other than
     float32, float64, float16 and bfloat16 are left to Keras.
 
     Raises
@@ -59,9 +60,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
     [[-1.0], [1.0]]
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, axis: int = -1, momentum: float = 0.99, epsilon: float = 1e-3, **kwargs: Any
+    ) -> None:
         _check_backend()
-        super().__init__(*args, **kwargs)
+        super().__init__(axis, momentum, epsilon, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Return the normalized `inputs`."""
