@@ -37,8 +37,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Arguments, weights and configuration are those of Keras's layer, so that the weights of either
     can be loaded into the other. Where the layer is frozen (``trainable = False``) or not in
-    training, it normalizes by its moving statistics, as Keras's does. Inputs under a mask, batch renormalization, and dtypes other than
-    float32, float64, float16 and bfloat16 are left to Keras.
+    training, it normalizes by its moving statistics, as Keras's does. Inputs under a mask, batch
+    renormalization, and dtypes other than float32, float64, float16 and bfloat16 are left to Keras.
 
     Raises
     ------
