@@ -10,7 +10,8 @@ import subprocess
 from . import THREADS, onednn
 
 _PACKAGES = (
-    "numpy", "numba", "llvmlite", "ml_dtypes", "tbb", "torch", "onednn-cpu-gomp", "scikit-learn",
+    "numpy", "numba", "llvmlite", "ml_dtypes", "tbb", "torch", "keras", "onednn-cpu-gomp",
+    "scikit-learn",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ a new output in each call. Whoever is not installed, or cannot do a case, raises
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -136,6 +137,33 @@ def module_step(case, data, namespace):
         return {"y": y, "dx": dx, "dweight": weight, "dbias": bias, **moved}
 
     return Entrant(call, results, own=namespace != "torch.nn")
+
+
+def keras_step(case, data, namespace):
+    """Forward and backward of a layer of Keras on PyTorch, whose running variance is biased."""
+    torch = load_torch()
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    if load("keras").config.backend() != "torch":
+        raise Unavailable("Keras has another backend than PyTorch")
+    layer = load(namespace).BatchNormalization(data.axis, 1 - MOMENTUM, EPS)
+    layer.build(data.x.shape)
+    layer.set_weights([data.weight, data.bias, data.mean, data.var])
+    x, dy = torch.from_numpy(data.x), torch.from_numpy(data.dy)
+
+    def call():
+        leaf = x.detach().requires_grad_()
+        layer.zero_grad()
+        y = layer(leaf, training=True)
+        y.backward(dy)
+        return y.detach(), leaf.grad
+
+    def results(returned):
+        y, dx = (data.view(t.numpy()) for t in returned)
+        weight, bias = (v.value.grad.numpy() for v in layer.trainable_variables)
+        moved = layer.moving_mean.value.numpy().copy()
+        return {"y": y, "dx": dx, "dweight": weight, "dbias": bias, "running_mean": moved}
+
+    return Entrant(call, results, own=namespace != "keras.layers")
 
 
 def _module(namespace, case, data):
@@ -368,7 +396,7 @@ def read(case, data, name):
     )
 
 
-OWN, OWN_NEW, OWN_C = "bnnumba out=", "bnnumba", "bnnumba from C"
+OWN, OWN_NEW, OWN_C, OWN_KERAS = "bnnumba out=", "bnnumba", "bnnumba from C", "bnnumba in Keras"
 COPIES = ("copy", "copy, streaming stores", "copy, one thread")
 READS = ("read", "read, one thread")
 HALVES = ("float16", "bfloat16")
@@ -390,6 +418,8 @@ def entrants(case):
         return {
             OWN_NEW: make(module_step, namespace="bnnumba.adapters.torch"),
             "PyTorch": make(module_step, namespace="torch.nn"),
+            OWN_KERAS: make(keras_step, namespace="bnnumba.adapters.keras"),
+            "Keras": make(keras_step, namespace="keras.layers"),
             **{name: make(copy, name=name) for name in COPIES},
         }
     found = {

@@ -8,7 +8,7 @@ import re
 
 from .cases import BEYOND, IMAGES, STEP, STREAM, TRACKED
 from .goals import ONEDNN, PYTORCH, goals
-from .peers import COPIES, HALVES, OWN, OWN_C, OWN_NEW, READS
+from .peers import COPIES, HALVES, OWN, OWN_C, OWN_KERAS, OWN_NEW, READS
 from .results import geometric_mean
 
 # What the widest vectors of a CPU are called, by the flag that tells of them, the widest first.
@@ -23,27 +23,28 @@ _TITLES = {
     ("inference", "rc"): "Inference, channels last and 2-D",
     ("moments", "rc"): "Moments, channels last and 2-D",
     (TRACKED, "ncs"): "Training forward with running statistics, small",
-    (STEP, "ncs"): "Training step of a PyTorch module, contiguous",
-    (STEP, "rc"): "Training step of a PyTorch module, channels last",
+    (STEP, "ncs"): "Training step of a module, contiguous",
+    (STEP, "rc"): "Training step of a module, channels last",
 }
 
 _HOW_TO_READ = """\
 Every result was compared with a float64 reference before it was timed; whoever was wrong has no
-time here. All entrants of a row ran side by side in one process, on the same number of threads,
-in many short rounds in changing order, each after some calls of its own that leave in the caches
-what fits; a time is the median, a ratio the median of the rounds' ratios. `out=` writes to an
-existing output, the same for all, "new" makes one in each call. *Times a copy* is the
-time in units of the fastest plain copy of x (two threads, with and without streaming stores, or
-one thread) in the same race, for moments of the fastest read. *GB/s* counts only the bytes that
-cannot be avoided: x once, y once; x, dy and dx for backward. The columns of peers say how many
-times longer a peer took than bnnumba: `out=` peers against bnnumba with `out=`, "new" peers against
-bnnumba making a new output. A ~ marks what is made of times that differ more than twofold in the
-middle half of the rounds. oneDNN writes to an existing output; its *blocked* layout is nChw16c
-(nChw8c without AVX-512, and where the channels do not fill blocks of 16), which no array library
-uses. A training step is forward and backward under autograd, of
-`bnnumba.adapters.torch.BatchNorm2d` and of `torch.nn.BatchNorm2d`, running statistics included.
-Where the table is of training with running statistics, the columns are bnnumba's functions on
-tensors, its layer, and PyTorch's.
+time here. All entrants of a row ran side by side in one process, on the same number of threads, in
+many short rounds in changing order, each after some calls of its own that leave in the caches what
+fits; a time is the median, a ratio the median of the rounds' ratios. `out=` writes to an existing
+output, the same for all, "new" makes one in each call. *Times a copy* is the time in units of the
+fastest plain copy of x (two threads, with and without streaming stores, or one thread) in the same
+race, for moments of the fastest read. *GB/s* counts only the bytes that cannot be avoided: x once,
+y once; x, dy and dx for backward. The columns of peers say how many times longer a peer took than
+bnnumba: `out=` peers against bnnumba with `out=`, "new" peers against bnnumba making a new output.
+A ~ marks what is made of times that differ more than twofold in the middle half of the rounds.
+oneDNN writes to an existing output; its *blocked* layout is nChw16c (nChw8c without AVX-512, and
+where the channels do not fill blocks of 16), which no array library uses. A training step is
+forward and backward under autograd, of `bnnumba.adapters.torch.BatchNorm2d` and of
+`torch.nn.BatchNorm2d`, running statistics included, "in Keras" of
+`bnnumba.adapters.keras.BatchNormalization`, with which Keras's own layer is compared. Where the
+table is of training with running statistics, the columns are bnnumba's functions on tensors, its
+layer, and PyTorch's.
 """
 
 
@@ -101,6 +102,8 @@ def _peers(races):
         ("on tensors", "bnnumba on tensors", OWN_NEW),
         ("BatchNorm", "bnnumba layer", OWN_NEW),
         ("nn.BatchNorm2d", "PyTorch layer", OWN_NEW),
+        ("in Keras", OWN_KERAS, OWN_NEW),
+        ("Keras", "Keras", OWN_KERAS),
     ]
     if own == OWN_NEW:
         columns = [(h.replace(" new", ""), *rest) for h, *rest in columns]
