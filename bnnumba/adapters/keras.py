@@ -100,7 +100,8 @@ def convert_batch_norm(model: Model) -> Model:
     """Have every batch normalization of a Keras model computed by bnnumba, and return the model.
 
     Layers of exactly the type ``keras.layers.BatchNormalization`` become those of this package in
-    place, with the same weights, names and optimizer state.
+    place, with the same weights, names and optimizer state. A model that is saved as a whole
+    afterwards needs this module where it is loaded; its weights alone fit the plain model.
 
     Parameters
     ----------
