@@ -303,8 +303,8 @@ def _in_short(results):
             )
             parts.append(f"{title[0].lower()}{title[1:]} {' and '.join(peers)}")
     return (
-        f"On {_cpu(results)}, PyTorch's faster way and oneDNN took this many times as long as "
-        "bnnumba with `out=` (geometric means): "
+        f"On {_cpu(results)}, PyTorch, whichever way it was faster, and oneDNN took this many "
+        "times as long as bnnumba with `out=` (geometric means): "
         f"{'; '.join(parts)} ({_link(results)})."
     )
 

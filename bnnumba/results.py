@@ -169,7 +169,7 @@ class Moments:
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Moments._with_rest, (self.count, self.mean, self.m2, self._rest)
+        return type(self)._with_rest, (self.count, self.mean, self.m2, self._rest)
 
     def __repr__(self) -> str:
         return f"Moments(count={self.count}, mean={self.mean!r}, m2={self.m2!r})"

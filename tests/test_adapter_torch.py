@@ -273,8 +273,9 @@ def test_a_compiled_model_calls_it_between_its_graphs():
         ((torch.ones(4, 3), None, None), "running_mean: expected an array, as training is False"),
         ((torch.ones(4, 3), torch.ones(2), torch.ones(3)), r"running_mean: expected shape \(3,\)"),
         ((torch.ones(4, 3), torch.ones(3), torch.ones(3), [1, 2, 3]), "weight: expected an array"),
+        ((torch.ones(4, 3), np.ones(3), torch.ones(3)), "running_mean: expected an array of PyT"),
     ],
-    ids=["numpy", "integers", "no statistics", "shape", "list"],
+    ids=["numpy", "integers", "no statistics", "shape", "list", "statistics of NumPy"],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises((bn.BnnumbaTypeError, bn.BnnumbaValueError), match=message):
@@ -326,6 +327,16 @@ def test_what_autograd_cannot_record_leaves_the_statistics():
         ours(x)
     for name, value in ours.state_dict().items():
         assert torch.equal(value, before[name])
+    grown = torch.ones(5, requires_grad=True)
+    with torch.inference_mode():
+        kept = torch.ones(5)
+    for name, arguments in {
+        "x": (x, torch.zeros(5), torch.ones(5), None, grown, True),
+        "weight": (batch(2), torch.zeros(5), torch.ones(5), kept, None, True),
+    }.items():
+        with pytest.raises(bn.BnnumbaTypeError, match=rf"{name}: .*inference mode"):
+            adapter.batch_norm(*arguments)
+        assert not arguments[1].any()
     mean = torch.zeros(5, requires_grad=True)
     with pytest.raises(bn.BnnumbaTypeError, match=r"running_mean: .*requires a gradient"):
         adapter.batch_norm(batch(2), mean, torch.ones(5))

@@ -19,6 +19,7 @@ __all__ = ["BatchNormalization", "convert_batch_norm"]
 
 Model = TypeVar("Model", bound=keras.Layer)
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def _check_backend() -> None:
@@ -38,7 +39,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Arguments, weights and configuration are those of Keras's layer, so that the weights of either
     can be loaded into the other. Where the layer is frozen (``trainable = False``) or not in
     training, it normalizes by its moving statistics, as Keras's does. Inputs under a mask, batch
-    renormalization, and dtypes other than float32, float64, float16 and bfloat16 are left to Keras.
+    renormalization, dtypes other than float32, float64, float16 and bfloat16, devices other than
+    CPU and CUDA, and tracing for export are left to Keras. A gradient cannot be differentiated
+    again.
 
     Raises
     ------
@@ -61,14 +64,21 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def __init__(
-        self, axis: int = -1, momentum: float = 0.99, epsilon: float = 1e-3, **kwargs: Any
+        self,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        **kwargs: Any,
     ) -> None:
         _check_backend()
-        super().__init__(axis, momentum, epsilon, **kwargs)
+        super().__init__(axis, momentum, epsilon, center, scale, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Return the normalized `inputs`."""
-        if mask is not None or self.renorm or not _has_values(inputs):
+        renorm = getattr(self, "renorm", False)  # which older versions do not have
+        if mask is not None or renorm or not _taken(inputs):
             return super().call(inputs, training=training, mask=mask)
         by_batch = bool(training and self.trainable)
         mean, var = self.moving_mean.value.detach(), self.moving_variance.value.detach()
@@ -87,12 +97,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return keras.ops.cast(y.movedim(1, self.axis), self.compute_dtype)
 
 
-def _has_values(inputs: Any) -> bool:
-    """Return whether this is data for the kernels, and not a stand-in that tells a shape."""
+def _taken(inputs: Any) -> bool:
+    """Return whether the kernels can take this: data, of which nobody traces what becomes of it."""
     return (
-        isinstance(inputs, torch.Tensor)
+        type(inputs) in (torch.Tensor, torch.nn.Parameter)
         and inputs.dtype in _DTYPES
-        and inputs.device.type != "meta"
+        and inputs.device.type in ("cpu", "cuda")
+        and inputs.ndim > 1
+        and not (inputs.is_inference() and torch.is_grad_enabled())
+        and not torch.jit.is_tracing()
+        and not _is_exporting()
     )
 
 

@@ -124,21 +124,19 @@ def batch_norm(
     return normalize(x, running_mean, running_var, weight, bias, training, momentum, eps, 1)
 
 
-def _check_recorded(
-    x: Tensor, weight: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None
-) -> None:
+def _check_recorded(x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any) -> None:
     """Raise for what autograd cannot record, before running statistics are moved."""
     if not torch.is_grad_enabled():
         return
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
-        if running is not None and running.requires_grad:
+        if isinstance(running, Tensor) and running.requires_grad:
             msg = f"{name}: expected a tensor outside of autograd, got one that requires a gradient"
             raise BnnumbaTypeError(msg)
-    if x.is_inference() and weight is not None and weight.requires_grad:
-        msg = (
-            "x: expected a tensor that autograd may keep, got one of inference mode; pass x.clone()"
-        )
-        raise BnnumbaTypeError(msg)
+    recorded = any(isinstance(t, Tensor) and t.requires_grad for t in (x, weight, bias))
+    for name, kept in (("x", x), ("weight", weight)):
+        if recorded and isinstance(kept, Tensor) and kept.is_inference():
+            msg = f"{name}: expected a tensor that autograd may keep, got one of inference mode"
+            raise BnnumbaTypeError(msg)
 
 
 def normalize(
@@ -146,12 +144,10 @@ def normalize(
     bias: Tensor | None, training: bool, momentum: float, eps: float, correction: float,
 ) -> Tensor:  # fmt: skip
     """Do `batch_norm`, with any correction of the running variance."""
-    _check_recorded(x, weight, running_mean, running_var)
+    weight, bias = _single(weight), _single(bias)
+    _check_recorded(x, weight, bias, running_mean, running_var)
     mean, var = _single(running_mean), _single(running_var)
-    y = _normalized(
-        x.resolve_neg(), _single(weight), _single(bias), mean, var, training, momentum, eps,
-        correction,
-    )  # fmt: skip
+    y = _normalized(x.resolve_neg(), weight, bias, mean, var, training, momentum, eps, correction)
     if training:
         for running, moved in ((running_mean, mean), (running_var, var)):
             if running is not None and moved is not running:

@@ -55,6 +55,7 @@ def build(m, keeps):
     row_bytes = columns * real(0).itemsize
     count_bytes = real(0).itemsize
     per_step = count // columns  # values of a channel in one access
+    pairs = columns <= 4  # of partial results: more have no room in registers
 
     @inlined
     def fold(k, r, m2, n):
@@ -181,6 +182,16 @@ def build(m, keeps):
         write(partials, at + 2 * lanes * columns, m2)
 
     @inlined
+    def read_partial(partials, first, parts, chunk, steps, lanes, lane, part):
+        """Return the moments of one place, which count no values where there is none."""
+        known = min(part, parts - 1)
+        at = ((first + known) * FIELDS * lanes + lane) * columns
+        k, r = read(partials, at), read(partials, at + lanes * columns)
+        m2 = read(partials, at + 2 * lanes * columns)
+        size = min(steps, (known + 1) * chunk) - known * chunk if part < parts else 0
+        return k, r, m2, real(size * per_step)
+
+    @inlined
     def merge_partials(partials, first, parts, chunk, steps, lanes, lane, shared):
         """Return the merged moments of `parts` places from `first` on, each of a chunk of steps.
 
@@ -190,12 +201,15 @@ def build(m, keeps):
         k, r, m2, n = zero_row(), zero_row(), zero_row(), real(0)
         part, rows = thread() >> exponent(shared), threads() >> exponent(shared)
         while part < parts:
-            at = ((first + part) * FIELDS * lanes + lane) * columns
-            k2, r2 = read(partials, at), read(partials, at + lanes * columns)
-            m22 = read(partials, at + 2 * lanes * columns)
-            size = real((min(steps, (part + 1) * chunk) - part * chunk) * per_step)
-            k, r, m2, n = join(k, r, m2, n, k2, r2, m22, size)
+            k1, r1, m1, n1 = read_partial(partials, first, parts, chunk, steps, lanes, lane, part)
             part += rows
+            if pairs:  # read at a time, as others wait for this merge
+                k2, r2, m22, n2 = read_partial(
+                    partials, first, parts, chunk, steps, lanes, lane, part
+                )
+                part += rows
+                k1, r1, m1, n1 = join(k1, r1, m1, n1, k2, r2, m22, n2)
+            k, r, m2, n = join(k, r, m2, n, k1, r1, m1, n1)
         return join_block(k, r, m2, n, shared)
 
     @inlined
