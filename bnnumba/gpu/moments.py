@@ -184,11 +184,12 @@ def build(m, keeps):
     @inlined
     def read_partial(partials, first, parts, chunk, steps, lanes, lane, part):
         """Return the moments of one place, which count no values where there is none."""
-        known = min(part, parts - 1)
-        at = ((first + known) * FIELDS * lanes + lane) * columns
-        k, r = read(partials, at), read(partials, at + lanes * columns)
-        m2 = read(partials, at + 2 * lanes * columns)
-        size = min(steps, (known + 1) * chunk) - known * chunk if part < parts else 0
+        k, r, m2, size = zero_row(), zero_row(), zero_row(), 0
+        if part < parts:
+            at = ((first + part) * FIELDS * lanes + lane) * columns
+            k, r = read(partials, at), read(partials, at + lanes * columns)
+            m2 = read(partials, at + 2 * lanes * columns)
+            size = min(steps, (part + 1) * chunk) - part * chunk
         return k, r, m2, real(size * per_step)
 
     @inlined
