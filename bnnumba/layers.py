@@ -246,7 +246,7 @@ class BatchNorm:
             msg = f"state: expected the keys {expected}, got {sorted(map(str, state))}"
             raise BnnumbaValueError(msg)
         copies: list[tuple[np.ndarray, Any]] = []
-        libraries = []
+        written = []
         for name, tensor in tensors.items():
             library = library_of(name, tensor)
             if library.on_device:
@@ -254,7 +254,7 @@ class BatchNorm:
                 raise BnnumbaTypeError(msg)
             target = check_running(name, tensor, library, self.num_features)
             copies.append((target, _values(name, state[name], target)))
-            libraries.append(library)
+            written.append((library, tensor))
         if self._batches.size:
             batches = _batches(state["num_batches_tracked"])
             copies.append((self._batches, batches))
@@ -262,7 +262,7 @@ class BatchNorm:
         collections.deque(
             itertools.starmap(operator.setitem, [(target, ..., new) for target, new in copies]), 0
         )
-        for library, tensor in zip(libraries, tensors.values(), strict=True):
+        for library, tensor in written:
             library.wrote(tensor)
 
     def __getstate__(self) -> dict[str, Any]:

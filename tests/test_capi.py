@@ -513,9 +513,11 @@ def test_config_points_to_a_library_that_links_and_runs(tmp_path):
     flags = run(*command, "--cflags", "--libs").stdout.split()
     run("cc", CAPI / "tests" / "test_moments.c", *flags, "-lm", "-o", tmp_path / "a.out")
     run(tmp_path / "a.out")
-    include, cmake = (
-        run(*command, option).stdout.strip() for option in ("--include", "--cmakedir")
+    include, libraries, cmake = (
+        run(*command, option).stdout.strip() for option in ("--include", "--libdir", "--cmakedir")
     )
+    assert Path(libraries, "libbnnumba.so").is_file()
+    assert run(*command, "--embed", "--libs").stdout.split()[-1] == "-lbnnumba_embed"
     assert Path(include, "bnnumba.h").is_file()
     assert Path(cmake, "bnnumba-config.cmake").is_file()
 

@@ -264,8 +264,12 @@ def in_a_child(call, delay):
 call = {"loads": loads, "compiles": compiles}[sys.argv[1]]
 in_a_child(call, 0)
 _, whole = in_a_child(call, 0)
-count = sum(in_a_child(call, whole * i / 12)[0] for i in range(1, 12))
-assert count >= 2, count  # where the machine is busy, most come late or early
+count = 0
+for again in range(5):  # where the machine is busy, most come late or early
+    count += sum(in_a_child(call, whole * i / 12)[0] for i in range(1, 12))
+    if count >= 6:
+        break
+assert count >= 6, count
 """
 
 

@@ -1,7 +1,8 @@
 """Batch normalization as a layer of Keras 3, on its backend PyTorch, and how to convert a model.
 
-Keras on PyTorch computes the variance as E[x^2] - E[x]^2, which an offset of the data spoils, in
-several steps. Here it is one step of :mod:`bnnumba.adapters.torch`, with the conventions of Keras.
+Keras (3.15) on PyTorch computes the variance as E[x^2] - E[x]^2, which an offset of the data
+spoils, in several steps. Here it is one step of :mod:`bnnumba.adapters.torch`, with the conventions
+of Keras.
 """
 
 from __future__ import annotations

@@ -205,8 +205,9 @@ if not SIMULATED:
     def quotient(typingctx, a, b):
         """Return a / b of numbers that are not negative, rounded down.
 
-        A signed division of Numba's takes three times as many instructions, and as many again for
-        the remainder; five of them were a quarter of what a block of 16 KiB takes.
+        Numba's // and % of signed numbers are two divisions, with tests around each: with those a
+        block that swept 16 KiB twice took 2932 instructions a warp, with five of these, and
+        shifts, 2013.
         """
 
         def codegen(context, builder, sig, args):
